@@ -1,0 +1,74 @@
+# Open Synthesis: every command a person runs. `make` lists them.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+# How stages are started: docker (containers), venv (virtual environments), auto (docker where an engine answers).
+RUNTIME ?= auto
+export RUNTIME
+# 1: a verb that found something (exit code 3 or 4) fails. Pipelines set it.
+STRICT ?=
+
+# Free text reaches programs through the environment, byte for byte: $(value …) keeps make from expanding a dollar in it.
+ifdef Q
+override Q := $(value Q)
+export Q
+endif
+ifdef DOMAIN
+override DOMAIN := $(value DOMAIN)
+export DOMAIN
+endif
+ifdef FROM
+override FROM := $(value FROM)
+export FROM
+endif
+
+# Missing variables are found before anything is built. $(call need,VERB,VARIABLE,EXAMPLE)
+need = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(strip $(value $(2))),,$(error $(1) needs $(2). Try: $(3))))
+$(call need,synth,Q,make synth Q="Does ego depletion replicate?" DOMAIN=psychology)
+$(call need,synth,DOMAIN,make synth Q="Does ego depletion replicate?" DOMAIN=psychology)
+$(call need,retrieve,Q,make retrieve Q="Does ego depletion replicate?" DOMAIN=psychology)
+$(call need,retrieve,DOMAIN,make retrieve Q="Does ego depletion replicate?" DOMAIN=psychology)
+$(call need,ingest,DOMAIN,make ingest DOMAIN=my-field FROM=records.jsonl)
+$(call need,ingest,FROM,make ingest DOMAIN=my-field FROM=records.jsonl)
+
+# $(call do,COMMAND): run a program of a verb with .env. make itself can only answer 0 or 2, so 3 (flagged), 4 (not
+# checked) and 10 (changes pending) count as done unless STRICT=1; on any other code the last line says the code.
+do = code=0; scripts/with-env $(1) || code=$$?; \
+  case "$$code:$(STRICT)" in 0:*|3:|4:|10:) ;; *) echo "$@: exit code $$code" >&2; exit $$code ;; esac
+
+.PHONY: help synth retrieve ingest up down build test lint lock lock-check bench
+
+##@ 3 Synthesise
+synth: ## Answer a question, cited: Q="…" DOMAIN=psychology
+	@$(call do,scripts/synth)
+retrieve: ## Show the sources of a question, send nothing: Q="…" DOMAIN=psychology
+	@$(call do,scripts/run client -- python -m retrieve)
+ingest: ## Load records into a domain: DOMAIN=my-field FROM=records.jsonl
+	@$(call do,scripts/run client -- python -m ingest)
+
+##@ Operate
+up: ## Start the local RunPod and its worker (synth does it by itself)
+	@$(call do,scripts/up)
+down: ## End them: no process, no container is left
+	@$(call do,scripts/down)
+
+##@ Develop
+build: ## Build the images (docker) or the environments (venv) that synth needs
+	@$(call do,scripts/build)
+test: ## Run all tests, inside the images
+	@$(call do,scripts/test)
+lint: ## ruff, mypy, shellcheck, hadolint
+	@$(call do,scripts/develop lint)
+lock: ## Write each image's lock from its pyproject.toml
+	@$(call do,scripts/develop lock)
+lock-check: ## Fail where a lock is behind its pyproject.toml
+	@$(call do,scripts/develop lock-check)
+bench: ## Measure start-up, ingest and image sizes against their yardsticks, side by side
+	@$(call do,scripts/bench)
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## "; print "make VERB [VARIABLE=value …] [RUNTIME=auto|docker|venv] [STRICT=1]" } \
+	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -1,0 +1,68 @@
+"""The run bundle: everything that is needed to read, check and replay a run, in one folder that is never overwritten.
+
+    runs/<utc>-<slug>-<hash8>/
+      run.json         question, domain, configuration, prompt hashes, corpus hash, model, timings, cost, states, flags
+      sources.json     the manifest: S1…Sn with chunk, document, text, metadata, ranks and scores
+      synthesis.md     the text and the reference list
+      claims.json      the claim ledger: each sentence with the sources it cites
+
+A run that has not ended lies in a hidden folder beside the others; its run.json holds the job's id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from common.files import to_json, write_atomic
+from common.problems import Problem
+from common.text import clean, slug
+from records import reference
+
+
+class Bundle:
+    """One run's folder under RUNS_DIR, hidden until `finish`."""
+
+    def __init__(self, question: str, domain: str) -> None:
+        root = Path(os.environ.get("RUNS_DIR") or "runs")
+        utc = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        digest = hashlib.sha256(f"{question}\0{domain}\0{uuid.uuid4()}".encode()).hexdigest()[:8]
+        self.folder = root / f"{utc}-{slug(question)}-{digest}"
+        self._hidden = root / f".{self.folder.name}"
+        self.run: dict[str, Any] = {}
+        try:
+            self._hidden.mkdir(parents=True)
+        except OSError as error:
+            raise Problem(f"{root} cannot be written: {error.strerror}; set RUNS_DIR to a folder you own") from error
+
+    def write(self, name: str, content: object) -> None:
+        """Write one file of the bundle: text as it is, anything else as JSON."""
+        write_atomic(self._hidden / name, content if isinstance(content, str) else to_json(content))
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to run.json."""
+        self.run.update(facts)
+        self.write("run.json", self.run)
+
+    def finish(self) -> Path:
+        """Show the folder under its name."""
+        self._hidden.rename(self.folder)
+        return self.folder
+
+
+def markdown(
+    question: str, domain: str, text: str, manifest: list[dict[str, Any]], cited: list[str], notes: list[str]
+) -> str:
+    """The synthesis as it is read: question, notes, text, and the references of what it cites, from the metadata."""
+    quoted = "\n".join(f"> {line}".rstrip() for line in clean(question).split("\n"))
+    parts = [quoted, *(f"*{note}*" for note in notes), clean(text).strip()]
+    listed = [f"- [{entry['id']}] {reference(entry['metadata'])}" for entry in manifest if entry["id"] in cited]
+    if listed:
+        parts.append("## References\n\n" + "\n".join(listed))
+    unused = len(manifest) - len(listed)
+    parts.append(f"{len(manifest)} sources retrieved from {domain}, {unused} of them not cited.")
+    return "\n\n".join(parts) + "\n"

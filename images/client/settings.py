@@ -1,0 +1,158 @@
+"""What a run is configured with: config/inference.yaml (reviewed in git) and the environment (.env, the shell).
+
+Each value has one home, and a missing, unknown or out-of-range one is an error that names the file and the key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from common.problems import Problem
+from common.text import slug
+
+SHIPPED_MODEL = "all-MiniLM-L6-v2"
+RUNPOD_JOBS_URL = "https://api.runpod.ai/v2"
+MAX_QUESTION_CHARS = 10_000
+
+# key: (type, lowest, highest) of config/inference.yaml.
+_NUMBERS: dict[str, tuple[type, float, float]] = {
+    "temperature": (float, 0, 2),
+    "top_p": (float, 0.01, 1),
+    "repetition_penalty": (float, 0.5, 2),
+    "max_new_tokens": (int, 1, 32768),
+    "n_results": (int, 1, 200),
+    "min_similarity": (float, -1, 1),
+    "queue_timeout": (int, 1, 86_400),
+    "execution_timeout": (int, 5, 604_800),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """config/inference.yaml. Timeouts in seconds."""
+
+    temperature: float
+    top_p: float
+    repetition_penalty: float
+    max_new_tokens: int
+    seed: int | None
+    n_results: int
+    min_similarity: float
+    embedding_model: str
+    queue_timeout: int
+    execution_timeout: int
+
+    def sampling(self) -> dict[str, Any]:
+        """What goes to the worker with each job."""
+        keys = ("temperature", "top_p", "repetition_penalty", "max_new_tokens", "seed")
+        return {key: value for key, value in asdict(self).items() if key in keys}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where jobs go. `url` has no trailing slash; `key` is a secret and is never printed."""
+
+    url: str
+    id: str
+    key: str
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.url}/{self.id})"
+
+
+def load(path: Path | None = None) -> Settings:
+    """Read and check the configuration. Raises Problem with the file and the key."""
+    path = path or Path(os.environ.get("CONFIG_DIR") or "config") / "inference.yaml"
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Problem(f"{path} does not exist; restore it: git checkout {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Problem(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise Problem(f"{path} must hold keys and values; restore it: git checkout {path}")
+    known = list(Settings.__dataclass_fields__)
+    for kind, keys in (
+        ("unknown", [k for k in data if k not in known]),
+        ("missing", [k for k in known if k not in data]),
+    ):
+        if keys:
+            raise Problem(f"{path}: {kind} key {', '.join(map(str, keys))}; the keys are {', '.join(known)}")
+    for key, (number, low, high) in _NUMBERS.items():
+        value = data[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float) if number is float else int):
+            raise Problem(f"{path}: {key} must be a {'whole ' if number is int else ''}number, not {value!r}")
+        if not low <= value <= high:  # false for NaN too
+            raise Problem(f"{path}: {key} must be between {low} and {high}, not {value}")
+    seed = data["seed"]
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise Problem(f"{path}: seed must be null or a whole number from 0 to 2^63 - 1, not {seed!r}")
+    if not isinstance(data["embedding_model"], str) or not data["embedding_model"].strip():
+        raise Problem(f"{path}: embedding_model must be a model id, for example {SHIPPED_MODEL}")
+    return Settings(**data)
+
+
+def variable(name: str) -> str:
+    """An environment variable; an empty one counts as not set."""
+    return os.environ.get(name, "")
+
+
+def question() -> str:
+    """The question of Q, byte for byte."""
+    text = variable("Q")
+    if not text.strip():
+        raise Problem('Q is empty. Try: make synth Q="Does ego depletion replicate?" DOMAIN=psychology')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Problem("Q is not valid UTF-8; check the terminal's encoding (locale)") from None
+    if len(text) > MAX_QUESTION_CHARS:
+        raise Problem(
+            f"Q has {len(text)} characters, {MAX_QUESTION_CHARS} are allowed; put documents into the corpus: make ingest"
+        )
+    return text
+
+
+def domain() -> str:
+    """The domain of DOMAIN: a name that is safe as a folder."""
+    name = variable("DOMAIN")
+    if not name.strip():
+        raise Problem("DOMAIN is empty. Try: DOMAIN=psychology")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
+        raise Problem(
+            f"DOMAIN={name!r:.80} is not a domain name: lower-case letters, digits, - and _ only, 63 at most."
+            f" Try: DOMAIN={slug(name)}"
+        )
+    return name
+
+
+def endpoint() -> Endpoint:
+    """Where jobs go, from RUNPOD_ENDPOINT_ID, RUNPOD_API_KEY and RUNPOD_JOBS_URL."""
+    endpoint_id, key = variable("RUNPOD_ENDPOINT_ID"), variable("RUNPOD_API_KEY")
+    for name, value, other in (
+        ("RUNPOD_ENDPOINT_ID", endpoint_id, "RUNPOD_API_KEY"),
+        ("RUNPOD_API_KEY", key, "RUNPOD_ENDPOINT_ID"),
+    ):
+        if not value:
+            raise Problem(f"{name} is not set. Set it beside {other} in .env, or unset both to use the local RunPod")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", endpoint_id):
+        raise Problem(f"RUNPOD_ENDPOINT_ID={endpoint_id!r:.80} is not an endpoint id; the RunPod console shows it")
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise Problem(
+            "RUNPOD_API_KEY has a space or a character that no key has; copy it again from the RunPod console"
+        )
+    url = (variable("RUNPOD_JOBS_URL") or RUNPOD_JOBS_URL).rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise Problem(f"RUNPOD_JOBS_URL={url!r:.80} is not a URL like {RUNPOD_JOBS_URL}")
+    # A key must not cross a network in the clear: plain HTTP is for this machine and for containers beside this one.
+    if parts.scheme == "http" and "." in parts.hostname and not parts.hostname.startswith("127."):
+        raise Problem(f"RUNPOD_JOBS_URL={url!r:.80} would send the key unencrypted; use https")
+    return Endpoint(url, endpoint_id, key)

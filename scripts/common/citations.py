@@ -1,0 +1,106 @@
+"""Citations in a synthesis: `[S1]`, lists `[S1, S3]`, ranges `[S2-S4]`. Resolved by code against the run's manifest.
+
+Nothing is ever removed from the text: what cannot be resolved is reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from common.prompts import LIKE_A_CITATION
+from common.text import sentences
+
+# One bracket of source ids, separated by comma, semicolon, "and" or "&"; a hyphen or dash between two ids is a range.
+_ID = r"S\d+"
+_BRACKET = re.compile(rf"\[\s*({_ID}(?:\s*(?:[,;&–—-]|and)\s*{_ID})*)\s*\]")
+_PART = re.compile(rf"({_ID})(?:\s*[–—-]\s*({_ID}))?")
+# Brackets that look like a citation and are not one of ours: "[3]", "[SOURCE 2]", "[Source: S1]", "[S1, p. 4]".
+_FOREIGN = re.compile(rf"\[(?={LIKE_A_CITATION})[^\[\]]{{0,80}}\]", re.I)
+_AFTER_STOP = re.compile(rf"([.!?][\"'”’)]*)\s*((?:{_BRACKET.pattern}\s*)+)")
+_LONGEST_RANGE = 200
+
+
+def cited(text: str) -> list[str]:
+    """The ids cited in a text, in order of appearance, each once; ranges are spelled out."""
+    found: dict[str, None] = {}
+    for bracket in _BRACKET.finditer(text):
+        for first, last in _PART.findall(bracket.group(1)):
+            for source_id in _spell_out(first, last):
+                found.setdefault(source_id)
+    return list(found)
+
+
+def _spell_out(first: str, last: str) -> Iterator[str]:
+    if not last:
+        yield first
+        return
+    start, end = int(first[1:]), int(last[1:])
+    if start < end <= start + _LONGEST_RANGE:
+        yield from (f"S{number}" for number in range(start, end + 1))
+    else:
+        yield from (first, last)
+
+
+def malformed(text: str) -> list[str]:
+    """Brackets that look like citations but are not in the agreed form, as written."""
+    return [m.group() for m in _FOREIGN.finditer(text) if not _BRACKET.fullmatch(m.group())]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of a synthesis: its text, the ids it cites that exist, and those that do not."""
+
+    text: str
+    cited: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    malformed: list[str] = field(default_factory=list)
+
+
+def claims(synthesis: str, known: Collection[str]) -> list[Claim]:
+    """Split a synthesis into sentences and resolve the citations of each against the `known` source ids.
+
+    Headings and lines without a letter carry no claim and are left out. A citation that follows the full stop
+    ("… failed. [S2] Later …") belongs to the sentence before it.
+    """
+    found = []
+    for sentence in _claim_sentences(synthesis):
+        ids = cited(sentence)
+        found.append(
+            Claim(
+                sentence,
+                [i for i in ids if i in known],
+                [i for i in ids if i not in known],
+                malformed(sentence),
+            )
+        )
+    return found
+
+
+def _claim_sentences(synthesis: str) -> Iterator[str]:
+    for line in synthesis.split("\n"):
+        line = line.strip()
+        if not line or line.startswith("#") or re.fullmatch(r"\*\*[^*]+\*\*:?", line):
+            continue
+        line = re.sub(r"^(?:[-*+•]|\d{1,2}[.)])\s+", "", line)
+        # A bracket that follows a full stop moves in front of it, so that it stays with its sentence.
+        line = _AFTER_STOP.sub(lambda match: f" {match.group(2).strip()}{match.group(1)} ", line)
+        yield from (part for part in sentences(line) if re.search(r"[^\W\d_]", _BRACKET.sub("", part)))
+
+
+def flags(found: list[Claim]) -> list[dict[str, str]]:
+    """What a reader must know before trusting the text: one entry per problem, with the sentence it stands in.
+
+    kinds: `unknown_source` (an id that was never retrieved: fabricated), `malformed_citation`, `uncited` (a sentence
+    without any citation).
+    """
+    report: list[dict[str, str]] = []
+    for claim in found:
+        for source_id in claim.unknown:
+            report.append({"kind": "unknown_source", "detail": source_id, "claim": claim.text})
+        for bracket in claim.malformed:
+            report.append({"kind": "malformed_citation", "detail": bracket, "claim": claim.text})
+        if not claim.cited and not claim.unknown and not claim.malformed:
+            report.append({"kind": "uncited", "detail": "no citation", "claim": claim.text})
+    return report

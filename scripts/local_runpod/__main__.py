@@ -1,0 +1,129 @@
+"""Run the local RunPod.
+
+    python -m local_runpod [--host 127.0.0.1] [--port 0] [--announce FILE] [--worker COMMAND …]
+
+LOCAL_RUNPOD_KEY is the key that clients and workers must send. With --port 0 a free port is taken; --announce writes
+the base URL there once the server listens. With --worker the server plays the whole platform: it starts that command as
+its worker, with the variables that RunPod sets, starts it again when it ends, and ends it when it ends itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+from aiohttp import web
+
+from common.files import write_atomic
+from local_runpod.platform import Platform
+from local_runpod.server import Server
+
+ENDPOINT = "local"
+RESTART_DELAY = (0.5, 10.0)  # seconds, doubled from the first to the second while the worker keeps ending at once
+
+
+def worker_environment(base_url: str, worker_id: str, key: str) -> dict[str, str]:
+    """The variables that RunPod gives a worker, pointing at this server."""
+    at = f"{base_url}/v2/{ENDPOINT}"
+    return {
+        "RUNPOD_ENDPOINT_ID": ENDPOINT,
+        "RUNPOD_POD_ID": worker_id,
+        "RUNPOD_AI_API_KEY": key,
+        "RUNPOD_WEBHOOK_GET_JOB": f"{at}/job-take/$ID?gpu=none",
+        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{at}/job-done/$RUNPOD_POD_ID/$ID?gpu=none",
+        "RUNPOD_WEBHOOK_POST_STREAM": f"{at}/job-stream/$RUNPOD_POD_ID/$ID?gpu=none",
+        "RUNPOD_WEBHOOK_PING": f"{at}/ping/$RUNPOD_POD_ID",
+        "RUNPOD_PING_INTERVAL": "4000",
+        # The SDK's checks of a rented machine (4 GB of free memory, 10 % of free disk, 8.8.8.8 reachable) end the
+        # worker on a laptop that is offline or full.
+        "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+        "RUNPOD_SKIP_GPU_CHECK": "true",
+    }
+
+
+async def supervise(command: list[str], base_url: str, server: Server) -> None:
+    """Keep one worker process running until cancelled; then end it."""
+    delay, longest = RESTART_DELAY
+    number = 0
+    while True:
+        number += 1
+        worker_id = f"local-worker-{number}"
+        environment = {**os.environ, **worker_environment(base_url, worker_id, server.key)}
+        # A session of its own: the SDK pings from a child process, which outlives its parent's SIGKILL.
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, stdout=sys.stderr, start_new_session=True
+        )
+
+        def kill(group: int = process.pid) -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+
+        server.kill_worker = kill
+        started = server.clock()
+        try:
+            await process.wait()
+        except asyncio.CancelledError:
+            kill()
+            await process.wait()
+            raise
+        kill()
+        print(f"worker {worker_id} ended with exit code {process.returncode}", file=sys.stderr, flush=True)
+        await server.lose_worker(worker_id)
+        delay = RESTART_DELAY[0] if server.clock() - started > longest else min(delay * 2, longest)
+        await asyncio.sleep(delay)
+
+
+async def serve(arguments: argparse.Namespace, key: str) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    server = Server(Platform(ENDPOINT, arguments.worker_timeout), key)
+    # Workers hold their requests open; when the server ends they are not waited for.
+    runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    site = web.TCPSite(runner, arguments.host, arguments.port)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    base_url = f"http://{host}:{port}"
+    print(f"local RunPod listens on {base_url}", file=sys.stderr, flush=True)
+    if arguments.announce:
+        write_atomic(arguments.announce, base_url + "\n")
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    supervisor = asyncio.create_task(supervise(arguments.worker, base_url, server)) if arguments.worker else None
+    await ended.wait()
+    if supervisor:
+        supervisor.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await supervisor
+    await runner.cleanup()
+
+
+def main() -> None:
+    """Read the command line and serve."""
+    parser = argparse.ArgumentParser(prog="local_runpod", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--announce", type=Path, help="write the base URL to this file once the server listens")
+    parser.add_argument(
+        "--worker-timeout", type=float, default=30.0, help="seconds of silence after which a worker is lost"
+    )
+    parser.add_argument("--print-worker-environment", metavar="URL", help="print the variables of a worker, and end")
+    parser.add_argument("--worker", nargs=argparse.REMAINDER, help="the command of a worker to keep running")
+    arguments = parser.parse_args()
+    key = os.environ.get("LOCAL_RUNPOD_KEY")
+    if not key:
+        raise SystemExit("LOCAL_RUNPOD_KEY is not set; make up sets it")
+    if url := arguments.print_worker_environment:
+        for name, value in worker_environment(url, "local-worker", key).items():
+            print(f"{name}={value}")
+        return
+    asyncio.run(serve(arguments, key))
+
+
+if __name__ == "__main__":
+    main()
