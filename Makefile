@@ -5,9 +5,6 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
-# How stages are started: docker (containers), venv (virtual environments), auto (docker where an engine answers).
-RUNTIME ?= auto
-export RUNTIME
 # 1: a verb that found something (exit code 3 or 4) fails. Pipelines set it.
 STRICT ?=
 

@@ -11,7 +11,6 @@ variable "TORCH_BASE" { default = null }
 variable "INPUTS" { default = "" }
 
 target "_common" {
-  platforms = ["linux/amd64"] # RunPod runs nothing else
   args = {
     PYTHON_BASE = PYTHON_BASE
     TORCH_BASE  = TORCH_BASE
@@ -47,6 +46,8 @@ target "image" {
     scripts = "scripts"
     prompts = "prompts"
   }
+  # RunPod runs amd64 only; what runs on your own machine is built for it.
+  platforms = contains(["worker", "ablate"], item.image) ? ["linux/amd64"] : []
   target = item.stage
   tags   = ["${REGISTRY}open-synthesis-${item.image}:${VERSION}"]
 }

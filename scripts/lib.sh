@@ -3,7 +3,7 @@
 # ready. Sourced with the tree's root as working directory.
 
 say() { echo "$*" >&2; }
-die() { echo "error: $*" >&2; exit "${2:-2}"; }
+die() { echo "error: $1" >&2; exit "${2:-2}"; } # MESSAGE [CODE]
 
 # docker or venv. RUNTIME=auto, the default, takes Docker where an engine with buildx answers.
 runtime() {
@@ -44,12 +44,14 @@ ensure_image() { # STAGE: build the image unless it was built from just these in
   [[ $built == "$inputs" ]] && return
   say "building the $1 image (the first time takes a few minutes)"
   INPUTS=$inputs bake "$1"
+  # The image that this one replaces has lost its name; ours alone are removed.
+  docker image prune --force --filter label=org.opencontainers.image.title=open-synthesis >/dev/null
 }
 
 bake() { # TARGET… [options]: docker buildx bake, its progress on stderr; the empty base variables count as not set
   local unset=()
   for name in PYTHON_BASE TORCH_BASE; do [[ ${!name:-} ]] || unset+=(-u "$name"); done
-  env "${unset[@]}" -u REGISTRY -u VERSION docker buildx bake "$@" >&2 || die "the build of $1 failed; the lines above say why" 1
+  env ${unset[@]+"${unset[@]}"} -u REGISTRY -u VERSION docker buildx bake "$@" >&2 || die "the build of $1 failed; the lines above say why" 1
 }
 
 # --- venv ---

