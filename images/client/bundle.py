@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 import uuid
 from pathlib import Path
@@ -47,6 +48,10 @@ class Bundle:
         """Add facts to run.json."""
         self.run.update(facts)
         self.write("run.json", self.run)
+
+    def discard(self) -> None:
+        """Leave nothing behind: no job was sent."""
+        shutil.rmtree(self._hidden, ignore_errors=True)
 
     def finish(self) -> Path:
         """Show the folder under its name."""

@@ -69,10 +69,13 @@ def split_to_fit(text: str, count: Callable[[str], int], limit: int) -> list[str
 
 def _words(text: str, count: Callable[[str], int], limit: int) -> Iterator[str]:
     for word in text.split():
-        while count(word) > limit:
-            # Each word piece holds one character or more, so this many characters always fit.
-            yield word[:limit]
-            word = word[limit:]
+        while count(word) > limit and len(word) > 1:
+            # A character is one word piece as a rule, and three where a tokenizer takes Hangul apart.
+            cut = min(limit, len(word) - 1)
+            while cut > 1 and count(word[:cut]) > limit:
+                cut //= 2
+            yield word[:cut]
+            word = word[cut:]
         if word:
             yield word
 
@@ -106,8 +109,8 @@ class MiniLM:
         import onnxruntime
         from tokenizers import Tokenizer
 
-        if not (folder / "model.onnx").is_file():
-            raise Problem(f"the embedding model is not in {folder}; run: make build", code=1)
+        if not all((folder / name).is_file() for name in ("model.onnx", "model.safetensors", "tokenizer.json")):
+            raise Problem(f"the embedding model is not in {folder}; run: make build")
         self.name = SHIPPED_MODEL
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_truncation()

@@ -21,7 +21,11 @@ from common.problems import OK, Problem, run
 
 def load_file(domain: store.Domain, path: Path, embedder: embedding.Embedder) -> str:
     """Read a file into a domain and bring its index up to date. Returns one line that says what changed."""
-    read = records.read(path)
+    return load(domain, records.read(path), embedder)
+
+
+def load(domain: store.Domain, read: list[records.Record], embedder: embedding.Embedder) -> str:
+    """Take records into a domain and bring its index up to date. Returns one line that says what changed."""
     with domain.writing():
         counts = domain.merge(read)
         index = update(domain, embedder)
@@ -58,8 +62,8 @@ def main() -> int:
     if not source:
         raise Problem("FROM is empty. Try: make ingest DOMAIN=my-field FROM=records.jsonl")
     configuration = settings.load()
-    records.read(Path(source))  # every bad line is named before a model is loaded
-    print(load_file(store.Domain(name), Path(source), embedding.load(configuration.embedding_model)), file=sys.stderr)
+    read = records.read(Path(source))  # every bad line is named before a model is loaded
+    print(load(store.Domain(name), read, embedding.load(configuration.embedding_model)), file=sys.stderr)
     return OK
 
 

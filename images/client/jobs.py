@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -67,6 +68,8 @@ class JobClient:
         self.session.headers["User-Agent"] = "open-synthesis"
         # A .netrc or a proxy's credentials must not replace the key.
         self.session.auth = _KeepHeaders()
+        # Plain HTTP stays on this machine: a proxy from the environment would only read the key.
+        self.session.trust_env = endpoint.url.startswith("https:")
 
     # --- what a caller does ------------------------------------------------------------------------------------------
 
@@ -93,7 +96,7 @@ class JobClient:
             try:
                 answer = self._call("POST", "run", body)
                 job_id = answer.get("id")
-                if not isinstance(job_id, str) or not job_id:
+                if not isinstance(job_id, str) or not re.fullmatch(r"[\w.:-]{1,200}", job_id):
                     raise CallFailed("the answer to /run holds no job id")
                 return job_id
             except CallFailed as failure:
@@ -151,9 +154,10 @@ class JobClient:
                         REMOTE_FAILED,
                     ) from None
                 if not failure.transient and failure.status != 404:
+                    self.cancel(job_id)
                     raise self._explained(failure) from None
                 view = {"status": "UNREACHABLE", "reason": str(failure)}
-                pause = max(pause, min(failure.retry_after or 0.5, MAX_BACKOFF))
+                pause = max(pause, failure.retry_after or 0.5)
             on_state(view)
             state = view.get("status")
             if state in FINAL:
@@ -163,17 +167,16 @@ class JobClient:
                 queued_since = now if queued_since is None else queued_since
                 if now - queued_since > queue_timeout:
                     reason = self._why_queued()
-                    self.cancel(job_id)
                     raise Problem(
-                        f"job {job_id} waited {queue_timeout:.0f} s for a worker and was cancelled: {reason}", TRY_LATER
+                        f"job {job_id} waited {queue_timeout:.0f} s for a worker and {self._given_up(job_id)}: {reason}",
+                        TRY_LATER,
                     )
             elif state != "UNREACHABLE":
                 queued_since = None
             if now > deadline:
-                self.cancel(job_id)
                 raise Problem(
-                    f"job {job_id} did not end within {deadline - start:.0f} s (last state: {state}) and was cancelled;"
-                    " raise queue_timeout or execution_timeout in config/inference.yaml",
+                    f"job {job_id} did not end within {deadline - start:.0f} s (last state: {clean(str(state))[:40]})"
+                    f" and {self._given_up(job_id)}; raise queue_timeout or execution_timeout in config/inference.yaml",
                     TRY_LATER,
                 )
             self.sleep(pause)
@@ -188,11 +191,15 @@ class JobClient:
             return False
         return True
 
+    def _given_up(self, job_id: str) -> str:
+        return "was cancelled" if self.cancel(job_id) else "could not be cancelled"
+
     def _why_queued(self) -> str:
         try:
-            workers = self._call("GET", "health").get("workers", {})
+            workers = self._call("GET", "health").get("workers")
         except CallFailed as failure:
             return f"the endpoint's health could not be read ({failure})"
+        workers = workers if isinstance(workers, dict) else {}
         if not any(
             workers.get(kind) for kind in ("ready", "idle", "running", "initializing", "throttled", "unhealthy")
         ):
@@ -253,10 +260,7 @@ class JobClient:
                 response.status_code,
                 retry_after=_retry_after(response),
             )
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
+        answer = _decoded(response)
         if not isinstance(answer, dict):
             raise CallFailed(f"{where}: the answer is not a JSON object")
         return answer
@@ -275,6 +279,18 @@ class JobClient:
         if failure.transient:
             return Problem(f"{failure}; {self.endpoint.url} does not serve right now, try again later", TRY_LATER)
         return Problem(f"{failure}; the request was refused", REMOTE_FAILED)
+
+
+def _decoded(response: requests.Response) -> Any:
+    """A response's JSON as values that can be written again, None where it is not JSON.
+
+    NaN and infinities become null and halves of surrogate pairs "?": an answer that has cost money is not lost to them.
+    """
+    try:
+        text = json.dumps(response.json(), ensure_ascii=False).encode("utf-8", "replace")
+        return json.loads(text, parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
+        return None
 
 
 class _KeepHeaders(requests.auth.AuthBase):
@@ -304,7 +320,9 @@ def synthesis_of(view: dict[str, Any]) -> dict[str, Any] | None:
 def _jobs_seen(health: dict[str, Any]) -> int:
     jobs = health.get("jobs")
     counts = jobs if isinstance(jobs, dict) else {}
-    return sum(counts.get(key) or 0 for key in ("completed", "failed", "inProgress", "inQueue"))
+    return sum(
+        count for key in ("completed", "failed", "inProgress", "inQueue") if isinstance(count := counts.get(key), int)
+    )
 
 
 def _never_connected(error: requests.exceptions.ConnectionError) -> bool:
@@ -327,10 +345,7 @@ def _network_reason(error: Exception) -> str:
 
 def _error_text(response: requests.Response) -> str:
     """The server's own words, if it sent a short JSON error."""
-    try:
-        body = response.json()
-    except ValueError:
-        return ""
+    body = _decoded(response)
     text = body.get("error") or body.get("detail") or body.get("title") if isinstance(body, dict) else None
     return f" ({' '.join(clean(text).split())[:200]})" if isinstance(text, str) else ""
 

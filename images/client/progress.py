@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+from common.text import clean
+
 EVERY = 30.0  # seconds between plain lines while nothing changes
 COLD_START = "a worker is starting; a cold start can take a few minutes"
 
@@ -26,12 +28,12 @@ class Progress:
     def show(self, view: dict[str, Any]) -> None:
         """Take note of a job's view."""
         elapsed = time.monotonic() - self.started
-        state = str(view.get("status", "unknown"))[:40]
+        state = _one_line(view.get("status", "unknown"))[:40]
         changed = state != self.state
         if changed:
             self.state = state
             self.states.append({"state": state, "after_seconds": round(elapsed, 3)})
-        hint = view.get("reason") or (COLD_START if state == "IN_QUEUE" and self.cold else "")
+        hint = _one_line(view.get("reason") or "") or (COLD_START if state == "IN_QUEUE" and self.cold else "")
         line = f"{state.lower().replace('_', ' ')}, {elapsed:.0f} s{f' ({hint})' if hint else ''}"
         if self.terminal:
             print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
@@ -48,3 +50,7 @@ class Progress:
         """End the changing line."""
         if self.terminal and self.state:
             print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+
+def _one_line(words: object) -> str:
+    return " ".join(clean(str(words)).split())

@@ -46,8 +46,15 @@ class Record:
     license: str | None = None
 
     def metadata(self) -> dict[str, Any]:
-        """Everything but the text."""
-        return {key: value for key, value in asdict(self).items() if key != "text"}
+        """Everything but the text, as it may be shown: cleaned, each value on one line."""
+        return {key: _shown(value) for key, value in asdict(self).items() if key != "text"}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    # A line break in a title could forge a line of the reference list.
+    return " ".join(clean(value).split()) if isinstance(value, str) else value
 
 
 def label(metadata: dict[str, Any]) -> str:
@@ -67,7 +74,9 @@ def label(metadata: dict[str, Any]) -> str:
 def reference(metadata: dict[str, Any]) -> str:
     """The reference of a document, rendered from its metadata and from nothing else."""
     authors = "; ".join(metadata["authors"]) or "Unknown author"
-    parts = [f"{authors} ({metadata['year'] or 'n.d.'}). {metadata['title'].rstrip('.')}."]
+    title = metadata["title"]
+    title = title if title.endswith(("?", "!")) else f"{title.rstrip('.')}."
+    parts = [f"{authors} ({metadata['year'] or 'n.d.'}). {title}"]
     if metadata["venue"]:
         parts.append(f"{metadata['venue']}.")
     if metadata["doi"]:
@@ -106,7 +115,7 @@ def read(path: Path) -> list[Record]:
             lines_of[record.id] = number
             records.append(record)
         except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
+            problems.append(f"{path}:{number}: {_shown(str(error))}")
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
         shown = "\n  ".join(problems[:_SHOWN_PROBLEMS]) + (f"\n  and {more} more" if more > 0 else "")
@@ -121,7 +130,7 @@ def parse(line: bytes) -> Record:
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"the line has {len(line)} bytes, {MAX_LINE_BYTES} are allowed; split the document")
     try:
-        data = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+        data = json.loads(line.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -143,7 +152,7 @@ def parse(line: bytes) -> Record:
         if not isinstance(data.get(key, ""), str):
             raise ValueError(f"{key} must be text")
     authors = data.get("authors", [])
-    if not isinstance(authors, list) or not all(isinstance(author, str) and author.strip() for author in authors):
+    if not isinstance(authors, list) or not all(isinstance(name, str) and clean(name).strip() for name in authors):
         raise ValueError("authors must be a list of names")
     year = data.get("year")
     if year is not None and (isinstance(year, bool) or not isinstance(year, int) or not 1000 <= year <= 2100):
@@ -166,3 +175,11 @@ def parse(line: bytes) -> Record:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"not JSON: {name} is not a number JSON knows")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)} is there twice")
+    return data

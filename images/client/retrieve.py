@@ -32,14 +32,15 @@ def retrieve(question: str, name: str, configuration: settings.Settings) -> tupl
     embedder = embedding.load(configuration.embedding_model)
     if loaded := ingest.load_shipped(domain, embedder):
         print(f"loaded the shipped corpus: {loaded}", file=sys.stderr)
-    corpus_hash = domain.corpus_hash()
-    if not domain.is_current(embedder.name, corpus_hash):
+    vector = embedder.encode([clean(question)])[0]
+    while True:
+        with domain.reading():
+            corpus_hash = domain.corpus_hash()
+            if domain.is_current(embedder.name, corpus_hash):
+                hits = domain.query(vector, configuration.n_results)
+                break
         with domain.writing():
             print(f"the index of {name} was behind: {ingest.update(domain, embedder)}", file=sys.stderr)
-            corpus_hash = domain.corpus_hash()
-    vector = embedder.encode([clean(question)])[0]
-    with domain.reading():
-        hits = domain.query(vector, configuration.n_results)
     near = [hit for hit in hits if hit.similarity >= configuration.min_similarity]
     if not near:
         best = f"the nearest has similarity {hits[0].similarity:.2f}, min_similarity in config/inference.yaml is {configuration.min_similarity}"

@@ -5,6 +5,7 @@ Each value has one home, and a missing, unknown or out-of-range one is an error 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from common.problems import Problem
-from common.text import slug
+from common.text import clean, slug
 
 SHIPPED_MODEL = "all-MiniLM-L6-v2"
 RUNPOD_JOBS_URL = "https://api.runpod.ai/v2"
@@ -74,7 +75,9 @@ def load(path: Path | None = None) -> Settings:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Problem(f"{path} does not exist; restore it: git checkout {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise Problem(f"{path} cannot be read: {error.strerror}; restore it: git checkout {path}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that no calendar has
         raise Problem(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise Problem(f"{path} must hold keys and values; restore it: git checkout {path}")
@@ -107,7 +110,7 @@ def variable(name: str) -> str:
 def question() -> str:
     """The question of Q, byte for byte."""
     text = variable("Q")
-    if not text.strip():
+    if not clean(text).strip():
         raise Problem('Q is empty. Try: make synth Q="Does ego depletion replicate?" DOMAIN=psychology')
     try:
         text.encode()
@@ -148,11 +151,36 @@ def endpoint() -> Endpoint:
         raise Problem(
             "RUNPOD_API_KEY has a space or a character that no key has; copy it again from the RunPod console"
         )
+    return Endpoint(_jobs_url(), endpoint_id, key)
+
+
+def _jobs_url() -> str:
     url = (variable("RUNPOD_JOBS_URL") or RUNPOD_JOBS_URL).rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-        raise Problem(f"RUNPOD_JOBS_URL={url!r:.80} is not a URL like {RUNPOD_JOBS_URL}")
-    # A key must not cross a network in the clear: plain HTTP is for this machine and for containers beside this one.
-    if parts.scheme == "http" and "." in parts.hostname and not parts.hostname.startswith("127."):
-        raise Problem(f"RUNPOD_JOBS_URL={url!r:.80} would send the key unencrypted; use https")
-    return Endpoint(url, endpoint_id, key)
+    # A password in the URL is not shown.
+    named = "RUNPOD_JOBS_URL" if "@" in url else f"RUNPOD_JOBS_URL={url!r:.80}"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # reading the port checks it
+    except ValueError:
+        host = None
+    if (
+        not host
+        or parts.scheme not in ("http", "https")
+        or not re.fullmatch(r"[\x21-\x7e]+", url)
+        or set("?#@") & set(url)
+    ):
+        raise Problem(f"{named} is not a URL like {RUNPOD_JOBS_URL}")
+    if parts.scheme == "http" and not _is_near(host):
+        raise Problem(f"{named} would send the key unencrypted; use https")
+    return url
+
+
+def _is_near(host: str) -> bool:
+    """Is this host the machine itself or a container beside this one (a name without a dot)?
+
+    A key must not cross a network in the clear, so plain HTTP is for these only.
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return "." not in host and not host[0].isdigit()  # "134744072" is an address too

@@ -80,11 +80,13 @@ class Domain:
     def writing(self) -> Iterator[None]:
         """Alone with the domain. Raises Problem (exit 75) while another process writes or reads."""
         with self._locked(fcntl.LOCK_EX) as file:
-            file.seek(0)
-            file.truncate()
+            file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                file.truncate(0)  # who waits for readers later must not be told this process
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -110,9 +112,10 @@ class Domain:
                 except BlockingIOError:
                     if time.monotonic() > deadline:
                         file.seek(0)
-                        holder = file.read().strip() or "unknown"
+                        holder = file.read().strip()
                         raise Problem(
-                            f"domain {self.name} is in use by another process (pid {holder}); try again when it is done",
+                            f"domain {self.name} is in use by another process{f' (pid {holder})' if holder else ''};"
+                            " try again when it is done",
                             TRY_LATER,
                         ) from None
                     time.sleep(0.05)
@@ -172,20 +175,22 @@ class Domain:
             shutil.rmtree(self.index_folder, ignore_errors=True)
         self._write_state({**state, "index": None, "embedding_model": embedder.name})
         wanted = {c.id: c for record in self.records().values() for c in chunks.chunk(record, embedder)}
-        collection = self._collection()
-        held = set(collection.get(include=[])["ids"])
-        if gone := sorted(held - wanted.keys()):
+        with self._collection() as collection:
+            held = set(collection.get(include=[])["ids"])
+            gone = sorted(held - wanted.keys())
             for start in range(0, len(gone), BATCH):
                 collection.delete(ids=gone[start : start + BATCH])
-        new = [c for c in wanted.values() if c.id not in held]
-        for start in range(0, len(new), BATCH):
-            batch = new[start : start + BATCH]
-            collection.add(
-                ids=[c.id for c in batch],
-                embeddings=embedder.encode([c.embedded for c in batch]),
-                documents=[c.text for c in batch],
-                metadatas=[{"document_id": c.document_id, "position": c.position, "record": c.record} for c in batch],
-            )
+            new = [c for c in wanted.values() if c.id not in held]
+            for start in range(0, len(new), BATCH):
+                batch = new[start : start + BATCH]
+                collection.add(
+                    ids=[c.id for c in batch],
+                    embeddings=embedder.encode([c.embedded for c in batch]),
+                    documents=[c.text for c in batch],
+                    metadatas=[
+                        {"document_id": c.document_id, "position": c.position, "record": c.record} for c in batch
+                    ],
+                )
         index = {"corpus_sha256": self.corpus_hash(), "embedding_model": embedder.name, "chunker": chunks.CHUNKER}
         self._write_state({**self.state(), "index": index})
         return {"chunks": len(wanted), "embedded": len(new), "deleted": len(gone)}
@@ -197,14 +202,31 @@ class Domain:
     def _write_state(self, state: dict[str, Any]) -> None:
         write_atomic(self.state_file, to_json(state))
 
-    def _collection(self) -> Any:
+    @contextlib.contextmanager
+    def _collection(self) -> Iterator[Any]:
         import chromadb
 
-        settings = chromadb.Settings(anonymized_telemetry=False)
-        client = chromadb.PersistentClient(path=str(self.index_folder), settings=settings)
-        return client.get_or_create_collection(
-            COLLECTION, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
-        )
+        with self._readable():
+            client = chromadb.PersistentClient(
+                path=str(self.index_folder), settings=chromadb.Settings(anonymized_telemetry=False)
+            )
+        with client:
+            with self._readable():
+                collection = client.get_or_create_collection(
+                    COLLECTION, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
+                )
+            yield collection
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Around what fails when the index's files are damaged; the engine raises many kinds."""
+        try:
+            yield
+        except Exception as error:
+            raise Problem(
+                f"the index of domain {self.name} cannot be read: {' '.join(str(error).split())[:200]}. It is rebuilt from"
+                f" the records: rm -r {self.index_folder} and run the same command again"
+            ) from error
 
     def query(self, vector: Vectors, n_results: int) -> list[Hit]:
         """The nearest chunks to one vector, most similar first, ties by chunk id.
@@ -219,13 +241,14 @@ class Domain:
             hash_type=engine.MigrationHash.MD5,
             migration_mode=engine.MigrationMode.Validate,
         )
-        chroma = engine.Bindings(
-            allow_reset=False, sqlite_db_config=database, persist_path=str(self.index_folder), hnsw_cache_size=16
-        )
         tenant = ("default_tenant", "default_database")
-        collection = chroma.get_collection(COLLECTION, *tenant)
         include = ["documents", "metadatas", "distances"]
-        found = chroma.query(str(collection.id), None, [vector.tolist()], n_results, None, None, include, *tenant)
+        with self._readable():
+            chroma = engine.Bindings(
+                allow_reset=False, sqlite_db_config=database, persist_path=str(self.index_folder), hnsw_cache_size=16
+            )
+            collection = chroma.get_collection(COLLECTION, *tenant)
+            found = chroma.query(str(collection.id), None, [vector.tolist()], n_results, None, None, include, *tenant)
         hits = [
             Hit(chunk_id, text, json.loads(metadata["record"]), round(1 - distance, 6))
             for chunk_id, text, metadata, distance in zip(

@@ -53,11 +53,15 @@ def main() -> int:
     }
     lifetime = configuration.queue_timeout + configuration.execution_timeout + TTL_MARGIN
     policy = {"ttl": lifetime * 1000, "executionTimeout": configuration.execution_timeout * 1000}
-    job_id = client.submit(job_input, policy, before)
-    kept = None
+    # Before the job: a folder that cannot be written must not cost one.
+    kept = bundle.Bundle(question, domain)
     try:
-        kept = bundle.Bundle(question, domain)
         kept.write("sources.json", manifest)
+        job_id = client.submit(job_input, policy, before)
+    except BaseException:
+        kept.discard()
+        raise
+    try:
         kept.note(
             format=1,
             question=question,
@@ -76,23 +80,23 @@ def main() -> int:
                 f"interrupted: job {job_id} {'was cancelled' if cancelled else 'could not be cancelled'}",
                 file=sys.stderr,
             )
-        if kept:
-            kept.note(states=shown.states, outcome=_outcome(problem), error=str(problem) or None)
-            print(f"Run: {kept.finish()}", file=sys.stderr)
+        kept.note(states=shown.states, outcome=_outcome(problem), error=str(problem) or None)
+        print(f"Run: {kept.finish()}", file=sys.stderr)
         if isinstance(problem, KeyboardInterrupt):
             return INTERRUPTED
         raise
     shown.close()
+    execution_ms = view.get("executionTime")
     kept.note(
         states=shown.states,
         timings={
             "retrieval_seconds": round(retrieved_in, 3),
             "total_seconds": round(time.monotonic() - started, 3),
             "queue_ms": view.get("delayTime"),
-            "execution_ms": view.get("executionTime"),
+            "execution_ms": execution_ms,
         },
         # RunPod bills execution time; the price of this endpoint's GPU is not known to the client.
-        cost={"execution_seconds": (view.get("executionTime") or 0) / 1000, "usd": None},
+        cost={"execution_seconds": execution_ms / 1000 if isinstance(execution_ms, int) else None, "usd": None},
     )
     output = jobs.synthesis_of(view)
     if output is None:
@@ -132,8 +136,9 @@ def _deliver(kept: Any, question: str, domain: str, manifest: list[dict[str, Any
         worker_timings=output.get("timings"),
         flags=flags,
     )
+    folder = kept.finish()  # before printing: a reader that has left (head, less) must not hide the run
     print(page)
-    print(f"Run: {kept.finish()}")
+    print(f"Run: {folder}")
     for flag in flags:
         print(f"flagged: {flag['kind']} {flag['detail']}: {flag['claim'][:120]}", file=sys.stderr)
     return FLAGGED if flags else OK

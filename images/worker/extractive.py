@@ -1,9 +1,12 @@
 """The extractive engine: no weights. It picks the sentences of the sources that answer the question and quotes them.
 
-Sentences are scored by the inverse document frequency of the question's words they hold, damped by length as in BM25,
-with a small bonus for sources that retrieval ranked first; then they are chosen one by one so that a sentence which
-repeats a chosen one loses (maximal marginal relevance), at most two from each source. What is printed is verbatim, each
-sentence under the id of its source. The same job gives the same answer on every machine.
+A word of the question weighs more the rarer it is among the sentences and the better retrieval ranked the sources that
+hold it: a word that only the last sources hold is not what the question is about. Sentences are scored by the weights
+of the words they hold, damped by length as in BM25, with a small bonus for the first sources; a source that holds too
+few of the words is left out, because it holds them by chance. Then sentences are chosen one by one, at most two from
+each source, so that one which is like a chosen one loses (maximal marginal relevance) and one which repeats it is left
+out. What is printed is verbatim, each sentence under the id of its source. The same job gives the same answer on every
+machine.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.prompts import neutralise
-from common.text import sentences, stems
+from common.text import clean, sentences, stems
 from common.wire import Job
 from engines import Answer, JobError
 
@@ -24,11 +27,14 @@ MAX_SENTENCES = 10
 MAX_PER_SOURCE = 2
 MIN_WORDS = 6  # shorter sentences are headings and fragments
 REDUNDANCY = 0.5  # how much likeness to a chosen sentence costs, as a share of the best score
-COVERAGE = 0.5  # a sentence counts if it holds this share of the question's weight that the best one holds
-NOTHING_FOUND = "No sentence of the retrieved sources shares a word with the question."
+COVERAGE = 0.4  # a sentence counts if it holds this share of the question's weight that the best one holds
+SOURCE_COVERAGE = 0.5  # a source counts if it holds this share of the question's words that the best one holds, …
+LONG_QUESTION = 3  # … and two of them if the question has this many
+NEGATIONS = frozenset(("no", "nor", "not"))  # stop words, but not in a comparison of two sentences
+NOTHING_FOUND = "No retrieved source shares enough words with the question."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sentence:
     """A sentence of a source, with its place and its stems."""
 
@@ -70,7 +76,7 @@ class ExtractiveEngine:
                 break
             lines.append(f"- {sentence.text} [{sentence.source_id}]")
         return Answer(
-            "\n".join(lines) or NOTHING_FOUND,
+            "\n".join(lines) if chosen else NOTHING_FOUND,
             finish_reason,  # type: ignore[arg-type]
             decode_ms=round((time.monotonic() - start) * 1000),
         )
@@ -80,10 +86,11 @@ def collect(sources: list[dict[str, str]]) -> list[Sentence]:
     """Every sentence of the sources that is long enough to stand alone."""
     found = []
     for number, source in enumerate(sources):
-        for place, text in enumerate(sentences(neutralise(source["text"]))):
-            length = len(text.split())
-            if length >= MIN_WORDS:
-                found.append(Sentence(number, source["id"], place, text, frozenset(stems(text)), length))
+        for place, text in enumerate(sentences(neutralise(clean(source["text"])))):
+            words = text.lower().split()
+            if len(words) >= MIN_WORDS:
+                held = frozenset(stems(text)) | NEGATIONS.intersection(words)
+                found.append(Sentence(number, source["id"], place, text, held, len(words)))
     return found
 
 
@@ -91,38 +98,51 @@ def choose(question: str, candidates: list[Sentence]) -> list[Sentence]:
     """The sentences to quote: best first, sentences of one source side by side."""
     asked = frozenset(stems(question))
     frequency = Counter(stem for sentence in candidates for stem in sentence.stems & asked)
-    idf = {stem: math.log(1 + len(candidates) / count) for stem, count in frequency.items()}
-    mean_length = sum(s.length for s in candidates) / len(candidates) if candidates else 1.0
-
-    # Summed in a fixed order: sets of text come in another order in each process, and so would the last digit.
-    weights = {s: sum(idf[stem] for stem in sorted(s.stems & asked)) for s in candidates if s.stems & asked}
+    held: dict[int, set[str]] = {}
+    for s in candidates:
+        held.setdefault(s.source, set()).update(s.stems & asked)
+    # Sums are taken in a fixed order: sets of text come in another order in each process, and so would the last digit.
+    value = {
+        stem: math.log(1 + len(candidates) / count) * sum(1 / (1 + source) for source in held if stem in held[source])
+        for stem, count in frequency.items()
+    }
+    needed = max(
+        2 if len(asked) >= LONG_QUESTION else 1,
+        SOURCE_COVERAGE * max(map(len, held.values()), default=0),
+    )
+    weights = {
+        s: sum(value[stem] for stem in sorted(s.stems & asked))
+        for s in candidates
+        if s.stems & asked and len(held[s.source]) >= needed
+    }
     if not weights:
         return []
+    mean_length = sum(s.length for s in candidates) / len(candidates)
     enough = COVERAGE * max(weights.values())
     scores = {
         s: weight / (0.6 + 0.4 * s.length / mean_length) * (1 + 0.5 / (1 + s.source))
         for s, weight in weights.items()
         if weight >= enough
     }
-    best = max(scores.values())
+    penalty = REDUNDANCY * max(scores.values())
+    likeness = dict.fromkeys(scores, 0.0)  # to the chosen sentence that is most alike
     chosen: list[Sentence] = []
     per_source: Counter[int] = Counter()
-    remaining = dict(scores)
-    while remaining and len(chosen) < MAX_SENTENCES:
+    while likeness and len(chosen) < MAX_SENTENCES:
         # Ties go to the better ranked source, then to the earlier sentence.
-        sentence = max(
-            remaining,
-            key=lambda s: (remaining[s] - REDUNDANCY * best * _likeness(s, chosen, asked), -s.source, -s.place),
-        )
-        del remaining[sentence]
-        if per_source[sentence.source] < MAX_PER_SOURCE:
-            per_source[sentence.source] += 1
-            chosen.append(sentence)
+        pick = max(likeness, key=lambda s: (scores[s] - penalty * likeness[s], -s.source, -s.place))
+        chosen.append(pick)
+        per_source[pick.source] += 1
+        likeness = {
+            s: max(known, _likeness(s, pick, asked))
+            for s, known in likeness.items()
+            if s.stems != pick.stems and per_source[s.source] < MAX_PER_SOURCE
+        }
     first = {s.source: position for position, s in reversed(list(enumerate(chosen)))}
     return sorted(chosen, key=lambda s: (first[s.source], s.place))
 
 
-def _likeness(sentence: Sentence, chosen: list[Sentence], asked: frozenset[str]) -> float:
-    """The largest share of words, those of the question aside, that the sentence has in common with a chosen one."""
-    own = sentence.stems - asked
-    return max((len(own & other.stems) / max(1, len(own | (other.stems - asked))) for other in chosen), default=0.0)
+def _likeness(one: Sentence, other: Sentence, asked: frozenset[str]) -> float:
+    """The share of the words of both, those of the question aside, that they have in common."""
+    words, others = one.stems - asked, other.stems - asked
+    return len(words & others) / max(1, len(words | others))

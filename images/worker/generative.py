@@ -26,6 +26,8 @@ from common.prompts import Prompts, break_tokens, neutralise, render_sources
 from common.wire import Job
 from engines import Answer, JobError
 
+LOWEST_TEMPERATURE = 1e-4  # below, the likeliest token is taken: scores divided by less can become infinite
+
 
 class _Cancelled(StoppingCriteria):  # type: ignore[misc] # transformers has no types here
     """Ends generation at the next token once the event is set: a thread cannot be stopped from outside."""
@@ -66,10 +68,28 @@ class TransformersEngine:
             **common,
         )
         self.network.eval()
-        self.window: int = getattr(self.network.config, "max_position_embeddings", None) or 2**31
-        added = self.tokenizer.added_tokens_decoder
+        text_config = self.network.config.get_text_config(decoder=True)
+        self.window: int = getattr(text_config, "max_position_embeddings", None) or 2**31
+        # Some tokenizers (Gemma's, for one) keep runs of white space as added tokens: they control nothing.
+        added = {
+            number: token.content
+            for number, token in self.tokenizer.added_tokens_decoder.items()
+            if token.special or token.content.strip("▁ \t\r\n")
+        }
         self.control_ids = set(added) | set(self.tokenizer.all_special_ids)
-        self.control_tokens = [str(token) for token in added.values()] + self.tokenizer.all_special_tokens
+        self.control_tokens = [*added.values(), *self.tokenizer.all_special_tokens]
+        # The end of a turn is the tokenizer's to know, other ends are in the repo's generation_config.json. All else
+        # in there (sampling, beams, lengths, penalties) would mix with what the job asks for, and is dropped.
+        ends = self.network.generation_config.eos_token_id
+        self.ends: list[int] = [*ends] if isinstance(ends, list) else [] if ends is None else [ends]
+        if self.tokenizer.eos_token_id not in (None, *self.ends):
+            self.ends.append(self.tokenizer.eos_token_id)
+        pad = self.tokenizer.pad_token_id
+        self.network.generation_config = GenerationConfig(
+            eos_token_id=self.ends or None, pad_token_id=self.ends[0] if pad is None and self.ends else pad
+        )
+        # A stopped job's thread runs on to its next token: it must not draw from the next job's random numbers.
+        self.one_at_a_time = threading.Lock()
         self.model: dict[str, Any] = {
             "id": model_id,
             "revision": getattr(self.network.config, "_commit_hash", None) or revision,
@@ -107,6 +127,8 @@ class TransformersEngine:
             "tokenize": True,
             "return_tensors": "pt",
             "return_dict": True,
+            # For the templates that know it (Qwen3): the answer, not a monologue before it.
+            "enable_thinking": False,
         }
         try:
             encoded = self.tokenizer.apply_chat_template(turns, **options)
@@ -119,6 +141,10 @@ class TransformersEngine:
 
     def answer(self, job: Job, cancelled: threading.Event) -> Answer:
         """Generate the answer to a job. Raises JobError for a prompt that does not fit and for a lost GPU."""
+        with self.one_at_a_time:
+            return self._answer(job, cancelled)
+
+    def _answer(self, job: Job, cancelled: threading.Event) -> Answer:
         ids = self.encode(job)
         room = self.window - ids.shape[1]
         if room < 1:
@@ -126,21 +152,15 @@ class TransformersEngine:
                 "INPUT_TOO_LONG",
                 f"the prompt has {ids.shape[1]} tokens and the model reads {self.window}; lower n_results",
             )
+        if cancelled.is_set():
+            return Answer("", "cancelled", prompt_tokens=ids.shape[1])
         if job.seed is not None:
             set_seed(job.seed % 2**32)
         sampling: dict[str, Any] = {"do_sample": False}
-        if job.temperature > 0:
+        if job.temperature >= LOWEST_TEMPERATURE:
             sampling = {"do_sample": True, "temperature": job.temperature, "top_p": job.top_p, "top_k": 0}
-        limit = min(job.max_new_tokens, room)
-        eos = self.network.generation_config.eos_token_id or self.tokenizer.eos_token_id
         config = GenerationConfig(
-            max_new_tokens=limit,
-            repetition_penalty=job.repetition_penalty,
-            eos_token_id=eos,
-            pad_token_id=self.tokenizer.pad_token_id
-            if self.tokenizer.pad_token_id is not None
-            else self.tokenizer.eos_token_id,
-            **sampling,
+            max_new_tokens=min(job.max_new_tokens, room), repetition_penalty=job.repetition_penalty, **sampling
         )
         stop = _Cancelled(cancelled)
         started = time.monotonic()
@@ -167,10 +187,7 @@ class TransformersEngine:
             ) from error
         ended = time.monotonic()
         generated = output[0][ids.shape[1] :].tolist()
-        ends = set(eos if isinstance(eos, list) else [eos])
-        finish_reason = (
-            "cancelled" if cancelled.is_set() else "stop" if generated and generated[-1] in ends else "length"
-        )
+        finish_reason = "cancelled" if cancelled.is_set() else "stop" if generated[-1] in self.ends else "length"
         first = stop.first_token_at or ended
         return Answer(
             self.tokenizer.decode(generated, skip_special_tokens=True).strip(),

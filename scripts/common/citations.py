@@ -18,7 +18,11 @@ _BRACKET = re.compile(rf"\[\s*({_ID}(?:\s*(?:[,;&–—-]|and)\s*{_ID})*)\s*\]")
 _PART = re.compile(rf"({_ID})(?:\s*[–—-]\s*({_ID}))?")
 # Brackets that look like a citation and are not one of ours: "[3]", "[SOURCE 2]", "[Source: S1]", "[S1, p. 4]".
 _FOREIGN = re.compile(rf"\[(?={LIKE_A_CITATION})[^\[\]]{{0,80}}\]", re.I)
-_AFTER_STOP = re.compile(rf"([.!?][\"'”’)]*)\s*((?:{_BRACKET.pattern}\s*)+)")
+_BRACKETS = rf"(?:{_BRACKET.pattern}\s*)+"
+_ONLY_BRACKETS = re.compile(rf"{_BRACKETS}\.?")
+_AFTER_STOP = re.compile(rf"(?<!\bet al)([.!?][\"'”’)]*)\s*({_BRACKETS})")
+_LETTER = re.compile(r"[^\W\d_]")
+_HEADING = re.compile(r"#.*|\*\*[^*]+\*\*:?")
 _LONGEST_RANGE = 200
 
 
@@ -61,32 +65,39 @@ class Claim:
 def claims(synthesis: str, known: Collection[str]) -> list[Claim]:
     """Split a synthesis into sentences and resolve the citations of each against the `known` source ids.
 
-    Headings and lines without a letter carry no claim and are left out. A citation that follows the full stop
-    ("… failed. [S2] Later …") belongs to the sentence before it.
+    Headings that cite nothing and lines without a letter carry no claim and are left out; what does not resolve is
+    reported wherever it stands. A citation that follows the full stop ("… failed. [S2] Later …"), or stands on a line
+    of its own, belongs to the sentence before it.
     """
     found = []
     for sentence in _claim_sentences(synthesis):
         ids = cited(sentence)
-        found.append(
-            Claim(
-                sentence,
-                [i for i in ids if i in known],
-                [i for i in ids if i not in known],
-                malformed(sentence),
-            )
+        claim = Claim(
+            sentence, [i for i in ids if i in known], [i for i in ids if i not in known], malformed(sentence)
         )
+        if claim.unknown or claim.malformed or _LETTER.search(_BRACKET.sub("", sentence)):
+            found.append(claim)
     return found
 
 
 def _claim_sentences(synthesis: str) -> Iterator[str]:
-    for line in synthesis.split("\n"):
-        line = line.strip()
-        if not line or line.startswith("#") or re.fullmatch(r"\*\*[^*]+\*\*:?", line):
+    for line in _lines(synthesis):
+        if _HEADING.fullmatch(line) and not cited(line) and not malformed(line):
             continue
-        line = re.sub(r"^(?:[-*+•]|\d{1,2}[.)])\s+", "", line)
+        line = re.sub(r"^(?:#+|[-*+•]|\d{1,2}[.)])\s+", "", line)
         # A bracket that follows a full stop moves in front of it, so that it stays with its sentence.
         line = _AFTER_STOP.sub(lambda match: f" {match.group(2).strip()}{match.group(1)} ", line)
-        yield from (part for part in sentences(line) if re.search(r"[^\W\d_]", _BRACKET.sub("", part)))
+        yield from sentences(line)
+
+
+def _lines(synthesis: str) -> list[str]:
+    lines: list[str] = []
+    for line in map(str.strip, synthesis.split("\n")):
+        if lines and _ONLY_BRACKETS.fullmatch(line):
+            lines[-1] += f" {line}"
+        elif line:
+            lines.append(line)
+    return lines
 
 
 def flags(found: list[Claim]) -> list[dict[str, str]]:

@@ -17,12 +17,12 @@ _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 LIKE_A_CITATION = r"\s*(?:(?:sources?|src|refs?|s)\b[^\[\]\d]{0,20}\d|s\d|\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*\s*\])"
 _CITATION = re.compile(rf"\[(?={LIKE_A_CITATION})", re.I)
 # A tag of ours, with or without attributes, open or closed.
-_TAG = re.compile(r"<(?=\s*/?\s*(?:sources?|question)\b)", re.I)
+_TAG = re.compile(r"<(?=\s*(?:/\s*)?(?:source|question))", re.I)
 # Control tokens of chat templates: <|im_end|> and kin, <start_of_turn>, <s>, [INST], <<SYS>>.
 _CONTROL = re.compile(
-    r"<(?=\|)|(?<=\|)>|<(?=/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|think)>)|\[(?=/?INST\])|<<(?=/?SYS>>)", re.I
+    r"<(?=[|｜][^<>\s]{1,60}[|｜]>)|<(?=/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|think)>)|\[(?=/?INST\])|<<(?=/?SYS>>)", re.I
 )
-_LOOK_ALIKE = {"<": "‹", ">": "›", "[": "［", "<<": "‹‹", "]": "］", "|": "¦"}
+_LOOK_ALIKE = {"<": "‹", "[": "［", "<<": "‹‹"}
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
@@ -38,16 +38,21 @@ def neutralise(text: str, tokens: Iterable[str] = ()) -> str:
 
     `tokens`: the control tokens of the tokenizer at hand, so that no string becomes one of them.
     """
-    for pattern in (_CITATION, _TAG, _CONTROL):
+    text = break_tokens(text, tokens)
+    for pattern in (_CONTROL, _TAG, _CITATION):
         text = pattern.sub(lambda match: _LOOK_ALIKE[match.group()], text)
-    return break_tokens(text, tokens)
+    return text
 
 
 def break_tokens(text: str, tokens: Iterable[str]) -> str:
-    """Replace the first character of each occurrence of a control token, so that it is plain text again."""
+    """Break each occurrence of a control token after its first character, so that it is plain text again.
+
+    A single character, or white space, is no control token, whatever the tokenizer's list says.
+    """
     for token in sorted(tokens, key=len, reverse=True):
-        if token in text:
-            text = text.replace(token, _LOOK_ALIKE.get(token[0], f"\u2060{token[0]}") + token[1:])
+        first, rest = token[:1], token[1:]
+        while rest.strip() and token in text:
+            text = text.replace(token, _LOOK_ALIKE.get(first, f"{first}\u2060") + rest)
     return text
 
 
@@ -56,7 +61,7 @@ def render_sources(sources: Iterable[Mapping[str, str]], tokens: Iterable[str] =
     control = tuple(tokens)
     blocks = []
     for source in sources:
-        label = neutralise(source.get("label", ""), control).replace('"', "'").replace("\n", " ")
+        label = neutralise(" ".join(source.get("label", "").replace('"', "'").split()), control)
         blocks.append(f'<source id="{source["id"]}" label="{label}">\n{neutralise(source["text"], control)}\n</source>')
     return "\n\n".join(blocks)
 

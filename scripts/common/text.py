@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import unicodedata
 
+# Everything that ends a line: besides CR the vertical tab, the form feed (page breaks of PDFs) and Unicode's own.
+_LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 # What may stay of the control characters: line feed and tab. C0, DEL and C1 (which holds the 8-bit CSI that some
 # terminals obey), plus the invisible characters that can hide or reorder text: soft hyphen, zero-width and
-# directional marks, line/paragraph separators, variation tags (U+E0000 block) and the byte order mark.
+# directional marks, variation tags (U+E0000 block) and the byte order mark; and halves of surrogate pairs, which no
+# file can hold.
 _UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 # A terminal command as a whole, so that its letters do not stay behind as text: CSI (ESC [ … letter), OSC (ESC ] … BEL
-# or ESC \), and any other two-character escape.
-_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?", re.DOTALL)
+# or ESC \, and no further than its line), and any other two-character escape.
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[^\x1b\n])?")
 
 _ABBREVIATIONS = {
     "al", "approx", "cf", "ch", "dr", "e.g", "ed", "eds", "eq", "et", "etc", "fig", "figs", "i.e", "i.v", "jr", "mr",
@@ -21,7 +24,9 @@ _ABBREVIATIONS = {
 }  # fmt: skip
 # The end of a sentence: a full stop, question or exclamation mark, closing quotes or brackets, then space before
 # something that can open a sentence.
-_SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s+[\"'“‘(\[]*[A-Z0-9À-ÖØ-Þ])|[.!?。！？]+[\"'”’)\]]*\s*$")
+_SENTENCE_END = re.compile(
+    r"(?<![.!?])[.!?]+[\"'”’)\]]*(?=\s+[\"'“‘(\[]*[A-Z0-9À-ÖØ-Þ])|(?<![.!?。！？])[.!?。！？]+[\"'”’)\]]*\s*$"
+)
 
 
 def clean(text: str) -> str:
@@ -29,7 +34,7 @@ def clean(text: str) -> str:
 
     U+200D (zero-width joiner) goes too, except between characters where it builds an emoji.
     """
-    text = _ESCAPE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = _ESCAPE.sub("", _LINE_END.sub("\n", text))
     return _UNSAFE.sub(lambda match: match.group() if _joins_emoji(text, match.start()) else "", text)
 
 
@@ -62,7 +67,7 @@ def sentences(text: str) -> list[str]:
 
 def _is_abbreviation(head: str) -> bool:
     """Does this stretch of text, which ends in a full stop, end in an abbreviation or an initial?"""
-    last = head.split()[-1].lstrip("(\"'“‘[").removesuffix(".")
+    last = head.rsplit(maxsplit=1)[-1].lstrip("(\"'“‘[").removesuffix(".")
     return head.endswith(".") and (last.lower() in _ABBREVIATIONS or bool(re.fullmatch(r"[A-Z]", last)))
 
 

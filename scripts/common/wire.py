@@ -85,10 +85,10 @@ def parse_job(data: object) -> Job:
 def check_number(key: str, value: object, low: float, high: float, *, whole: bool) -> None:
     """Raise InvalidJob unless `value` is a number (a whole one if `whole`) between `low` and `high`."""
     kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, kinds) or (isinstance(value, float) and not math.isfinite(value)):
         raise InvalidJob(f"{key} must be a {'whole ' if whole else ''}number, not {_kind(value)}")
     if not low <= value <= high:
-        raise InvalidJob(f"{key} must be between {low} and {high}, not {value}")
+        raise InvalidJob(f"{key} must be between {low} and {high}, not {value!s:.40}")
 
 
 def _parse_sources(value: object) -> list[dict[str, str]]:
@@ -109,7 +109,7 @@ def _parse_sources(value: object) -> list[dict[str, str]]:
         for key, text in entry.items():
             if not isinstance(text, str):
                 raise InvalidJob(f"{where}.{key} must be text, not {_kind(text)}")
-        if not re.fullmatch(r"S[1-9]\d{0,5}", entry["id"]):
+        if not re.fullmatch(r"S[1-9][0-9]{0,5}", entry["id"]):
             raise InvalidJob(f"{where}.id must look like S1, not {entry['id']!r:.40}")
         if entry["id"] in seen:
             raise InvalidJob(f"{where}.id {entry['id']} is there twice")
@@ -164,4 +164,4 @@ def _sanitise(value: object) -> Any:
 
 
 def _sanitise_text(text: str) -> str:
-    return text.encode("utf-8", "replace").decode() if not text.isascii() else text
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)

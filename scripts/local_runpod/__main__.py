@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 from aiohttp import web
 
 from common.files import write_atomic
+from common.problems import OK, Problem, run
 from local_runpod.platform import Platform
 from local_runpod.server import Server
 
@@ -74,8 +76,10 @@ async def supervise(command: list[str], base_url: str, server: Server) -> None:
         kill()
         print(f"worker {worker_id} ended with exit code {process.returncode}", file=sys.stderr, flush=True)
         await server.lose_worker(worker_id)
-        delay = RESTART_DELAY[0] if server.clock() - started > longest else min(delay * 2, longest)
+        if server.clock() - started > longest:
+            delay = RESTART_DELAY[0]
         await asyncio.sleep(delay)
+        delay = min(delay * 2, longest)
 
 
 async def serve(arguments: argparse.Namespace, key: str) -> None:
@@ -95,6 +99,9 @@ async def serve(arguments: argparse.Namespace, key: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     supervisor = asyncio.create_task(supervise(arguments.worker, base_url, server)) if arguments.worker else None
+    if supervisor:
+        # A platform that can no longer start its worker must not go on as if it could.
+        supervisor.add_done_callback(lambda _: ended.set())
     await ended.wait()
     if supervisor:
         supervisor.cancel()
@@ -103,7 +110,7 @@ async def serve(arguments: argparse.Namespace, key: str) -> None:
     await runner.cleanup()
 
 
-def main() -> None:
+def main() -> int:
     """Read the command line and serve."""
     parser = argparse.ArgumentParser(prog="local_runpod", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--host", default="127.0.0.1")
@@ -117,13 +124,16 @@ def main() -> None:
     arguments = parser.parse_args()
     key = os.environ.get("LOCAL_RUNPOD_KEY")
     if not key:
-        raise SystemExit("LOCAL_RUNPOD_KEY is not set; make up sets it")
+        raise Problem("LOCAL_RUNPOD_KEY is not set; make up sets it")
+    if arguments.worker and not shutil.which(arguments.worker[0]):
+        raise Problem(f"the worker's command {arguments.worker[0]} does not exist or cannot be run")
     if url := arguments.print_worker_environment:
         for name, value in worker_environment(url, "local-worker", key).items():
             print(f"{name}={value}")
-        return
+        return OK
     asyncio.run(serve(arguments, key))
+    return OK
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

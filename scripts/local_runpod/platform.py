@@ -58,12 +58,12 @@ class Job:
     def view(self, now: float) -> dict[str, Any]:
         """The job as /status shows it."""
         shown: dict[str, Any] = {"id": self.id, "status": self.status}
-        if self.dispatches:
+        if self.worker:
             shown["delayTime"] = round((self.started - self.queued_at) * 1000)
             shown["workerId"] = self.worker
         if self.dispatches > 1:
             shown["retries"] = self.dispatches - 1
-        if self.status in FINAL and self.dispatches:
+        if self.status in FINAL and self.worker:
             shown["executionTime"] = round((self.finished - self.started) * 1000)
         if self.status == "COMPLETED" and self.output is not None:
             shown["output"] = self.output
@@ -93,13 +93,13 @@ class Fault:
     seconds: float = 1.0
 
 
-# kind: what it does. `route` applies to the first five; the others act on jobs.
+# kind: what it does. `route` applies to the first four; the others act on jobs.
 FAULT_KINDS = {
     "http": "answer with `status` (and Retry-After: `retry_after`) instead of serving the request",
     "html": "answer 200 with an HTML page, as a proxy in between does",
     "slow": "wait `seconds` before serving the request",
     "lost_answer": "serve the request, then drop the connection without an answer",
-    "unknown_state": "report the made-up state WARMING_UP once for a job that is asked about",
+    "unknown_state": "let /status report the made-up state WARMING_UP",
     "stuck": "leave the next job in the queue: no worker ever gets it",
     "crash": "lose the worker that holds the next job: it is given out once more, then fails",
     "fail": "end the next job FAILED with a worker's error",
@@ -129,7 +129,7 @@ class Platform:
         """Queue the job of a /run or /runsync body. Raises Refused(400) for a body that RunPod would not take."""
         if not isinstance(body, dict) or "input" not in body:
             raise Refused(400, "the body must be an object with an `input`")
-        policy = body.get("policy") or {}
+        policy = {} if body.get("policy") is None else body["policy"]
         if not isinstance(policy, dict):
             raise Refused(400, "policy must be an object")
         ttl, timeout = (
@@ -180,9 +180,9 @@ class Platform:
         job = self._job(job_id, now)
         if job.status not in ("FAILED", "TIMED_OUT"):
             raise Refused(400, f"job is {job.status}: only FAILED and TIMED_OUT jobs can be retried")
-        job.output, job.error, job.worker, job.chunks = None, None, None, []
+        job.output, job.error = None, None
         job.created = now
-        job.dispatches = 0
+        job.dispatches, job.doomed = 0, False
         self._requeue(job, now)
         return {"id": job.id, "status": job.status}
 
@@ -264,7 +264,8 @@ class Platform:
         """Take one chunk of a streamed answer."""
         self.seen(worker_id, now)
         job = self.jobs.get(job_id)
-        if job and job.worker == worker_id and isinstance(result, dict) and "output" in result:
+        running = job is not None and job.status == "IN_PROGRESS" and job.worker == worker_id
+        if job and running and isinstance(result, dict) and "output" in result:
             job.chunks.append(result["output"])
 
     def seen(self, worker_id: str, now: float) -> None:
@@ -313,21 +314,22 @@ class Platform:
         unknown = sorted(set(data) - set(Fault.__dataclass_fields__))
         if unknown:
             raise Refused(400, f"unknown key {', '.join(unknown)}; known are {', '.join(Fault.__dataclass_fields__)}")
-        if data.get("kind") not in FAULT_KINDS:
+        if data.get("kind") not in tuple(FAULT_KINDS):
             raise Refused(400, f"unknown kind; known are {', '.join(FAULT_KINDS)}")
         if data.get("route", "*") not in (*ROUTES, "*"):
             raise Refused(400, f"unknown route; known are {', '.join(ROUTES)}, *")
-        for key, low, high in (
-            ("times", 1, 10_000),
-            ("status", 400, 599),
-            ("seconds", 0, 600),
-            ("retry_after", 0, 600),
+        for key, low, high, kinds in (
+            ("times", 1, 10_000, (int,)),
+            ("status", 400, 599, (int,)),
+            ("seconds", 0, 600, (int, float)),
+            ("retry_after", 0, 600, (int, float)),
         ):
-            value = data.get(key)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high
-            ):
-                raise Refused(400, f"{key} must be between {low} and {high}")
+            value = data.get(key, low)
+            if key == "retry_after" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+                whole = "" if float in kinds else "whole "
+                raise Refused(400, f"{key} must be a {whole}number between {low} and {high}")
         fault = Fault(**data)
         self.faults.append(fault)
         return fault
@@ -344,7 +346,8 @@ class Platform:
 
     def route_faults(self, route: str) -> dict[str, Fault]:
         """Use up the armed faults that strike one request of a route, by kind."""
-        return {kind: fault for kind in _ROUTE_FAULTS if (fault := self.take_fault(kind, route))}
+        kinds = [kind for kind in _ROUTE_FAULTS if kind != "unknown_state" or route == "status"]
+        return {kind: fault for kind in kinds if (fault := self.take_fault(kind, route))}
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
@@ -372,7 +375,7 @@ class Platform:
             self._finish(job, "FAILED", now)
 
     def _requeue(self, job: Job, now: float, *, front: bool = False) -> None:
-        job.status, job.queued_at = "IN_QUEUE", now
+        job.status, job.queued_at, job.worker, job.chunks = "IN_QUEUE", now, None, []
         (self.queue.appendleft if front else self.queue.append)(job.id)
 
     def _leave_queue(self, job: Job) -> None:

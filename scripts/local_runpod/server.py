@@ -152,7 +152,7 @@ class Server:
         body = await _json(request, RUNSYNC_MAX_BYTES)
         least, default, most = SYNC_WAIT_MS
         wait = request.query.get("wait", str(default))
-        if not wait.isdecimal() or not least <= int(wait) <= most:
+        if not wait.isdecimal() or len(wait) > 6 or not least <= int(wait) <= most:
             raise Refused(400, f"wait must be between {least} and {most} milliseconds")
         async with self._change():
             job = self.platform.submit(body, self.clock(), sync=True)
