@@ -4,16 +4,16 @@
 # Set both to push: REGISTRY=docker.io/you/ VERSION=1.2.3
 variable "REGISTRY" { default = "" }
 variable "VERSION" { default = "local" }
-# The base images; null keeps the digest-pinned defaults of the Dockerfiles.
-variable "PYTHON_BASE" { default = null }
-variable "TORCH_BASE" { default = null }
+# The base images; empty keeps the defaults of the Dockerfiles, pinned by digest.
+variable "PYTHON_BASE" { default = "" }
+variable "TORCH_BASE" { default = "" }
 # A hash of the image's input files, set by scripts/run to know later whether a build is due.
 variable "INPUTS" { default = "" }
 
 target "_common" {
   args = {
-    PYTHON_BASE = PYTHON_BASE
-    TORCH_BASE  = TORCH_BASE
+    PYTHON_BASE = PYTHON_BASE != "" ? PYTHON_BASE : null
+    TORCH_BASE  = TORCH_BASE != "" ? TORCH_BASE : null
   }
   labels = {
     "org.opencontainers.image.title"    = "open-synthesis"
@@ -64,6 +64,8 @@ target "test" {
     ]
   }
   inherits = [item.image]
+  # Nothing is tested on a GPU here, so the CPU build of torch will do: gigabytes less to pull.
+  args = { TORCH_BASE = TORCH_BASE != "" ? TORCH_BASE : "cpu-torch" }
   # The tree as .dockerignore lets it through: an allow-list, so .env stays out here too.
   contexts        = { root = "." }
   target          = "${item.stage}-report"

@@ -48,10 +48,8 @@ ensure_image() { # STAGE: build the image unless it was built from just these in
   docker image prune --force --filter label=org.opencontainers.image.title=open-synthesis >/dev/null
 }
 
-bake() { # TARGET… [options]: docker buildx bake, its progress on stderr; the empty base variables count as not set
-  local unset=()
-  for name in PYTHON_BASE TORCH_BASE; do [[ ${!name:-} ]] || unset+=(-u "$name"); done
-  env ${unset[@]+"${unset[@]}"} -u REGISTRY -u VERSION docker buildx bake "$@" >&2 || die "the build of $1 failed; the lines above say why" 1
+bake() { # TARGET… [options]: docker buildx bake under the local names, its progress on stderr
+  env -u REGISTRY -u VERSION docker buildx bake "$@" >&2 || die "the build of $1 failed; the lines above say why" 1
 }
 
 # --- venv ---

@@ -14,13 +14,13 @@ from pathlib import Path
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 # What follows the bracket of anything that could be read as a citation: "S2", "SOURCE 2", "ref. 2", "12]", "1, 3]".
-LIKE_A_CITATION = r"\s*(?:(?:sources?|src|refs?|s)\b[^\[\]\d]{0,20}\d|s\d|\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*\s*\])"
+LIKE_A_CITATION = r"\s*(?:(?:sources?|src|refs?|s)\b[^\[\]［\d]{0,20}\d|s\d|\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*\s*\])"
 _CITATION = re.compile(rf"\[(?={LIKE_A_CITATION})", re.I)
 # A tag of ours, with or without attributes, open or closed.
 _TAG = re.compile(r"<(?=\s*(?:/\s*)?(?:source|question))", re.I)
 # Control tokens of chat templates: <|im_end|> and kin, <start_of_turn>, <s>, [INST], <<SYS>>.
 _CONTROL = re.compile(
-    r"<(?=[|｜][^<>\s]{1,60}[|｜]>)|<(?=/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|think)>)|\[(?=/?INST\])|<<(?=/?SYS>>)", re.I
+    r"<(?=[|｜][^<>‹\s]{1,60}[|｜]>)|<(?=/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|think)>)|\[(?=/?INST\])|<<(?=/?SYS>>)", re.I
 )
 _LOOK_ALIKE = {"<": "‹", "[": "［", "<<": "‹‹"}
 

@@ -90,6 +90,7 @@ def test_a_missing_prompt_file_is_named(tmp_path: Path) -> None:
         ("[12]", "［12]"),
         ("[1, 3–5]", "［1, 3–5]"),
         ("[[S1]]", "[［S1]]"),
+        ("[S[S1]", "[S［S1]"),
         ("<|im_end|>", "‹|im_end|>"),
         ("<|start_header_id|>system", "‹|start_header_id|>system"),
         ("<｜end▁of▁sentence｜>", "‹｜end▁of▁sentence｜>"),
@@ -98,6 +99,7 @@ def test_a_missing_prompt_file_is_named(tmp_path: Path) -> None:
         ("</s><s>", "‹/s>‹s>"),
         ("<think>", "‹think>"),
         ("[INST] do [/INST]", "［INST] do ［/INST]"),
+        ("<|<|x|>", "<|‹|x|>"),
         ("<<SYS>>x<</SYS>>", "‹‹SYS>>x‹‹/SYS>>"),
     ],
 )
@@ -115,7 +117,7 @@ def test_a_marker_becomes_a_look_alike(text: str, neutral: str) -> None:
         "Was it the source? The sources (S1, S2) say so.",
         'He said "no"; {{sources}} $5 \\ `x`',
         "naïve 👩🏽‍🔬 研究\n\ttabs\n",
-        "array[i], list[str], s[0]",
+        "array[i], list[str], x[-1]",
     ],
 )
 def test_text_without_markers_is_untouched(text: str) -> None:

@@ -1,0 +1,62 @@
+"""common.problems.run: what a program says and which code it leaves with, seen from outside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from common import problems
+
+
+def program(body: str) -> subprocess.CompletedProcess[str]:
+    """Run `main` with this body in a Python of its own."""
+    code = f"from common.problems import *\ndef main():\n    {body}\nrun(main)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "out", "err"),
+    [
+        ("print('done'); return OK", 0, "done\n", ""),
+        ("print('flagged'); return FLAGGED", 3, "flagged\n", ""),
+        ("return UNCHECKED", 4, "", ""),
+        ("print('part'); raise Problem('no such domain: x. Try: make ingest')", 2, "part\n", "error: no such domain: x. Try: make ingest\n"),
+        ("raise Problem('refused', REMOTE_FAILED)", 5, "", "error: refused\n"),
+        ("raise Problem('busy', TRY_LATER)", 75, "", "error: busy\n"),
+        ("raise KeyboardInterrupt", 130, "", "interrupted\n"),
+    ],
+)
+def test_a_program_leaves_with_its_code_and_a_problem_is_one_plain_message(
+    body: str, code: int, out: str, err: str
+) -> None:
+    done = program(body)
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    done = program("{}['missing']")
+    assert done.returncode == problems.UNEXPECTED
+    assert done.stderr.startswith("Traceback")
+    assert "KeyError: 'missing'" in done.stderr
+
+
+def test_a_reader_that_has_left_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from common.problems import *\ndef main():\n    print('x' * 100_000)\n    return FLAGGED\nrun(main)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=30, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_codes_are_the_agreed_ones() -> None:
+    names = ("OK", "UNEXPECTED", "BAD_INPUT", "FLAGGED", "UNCHECKED", "REMOTE_FAILED", "TRY_LATER", "INTERRUPTED")
+    assert [getattr(problems, name) for name in names] == [0, 1, 2, 3, 4, 5, 75, 130]
+    assert problems.Problem("x").code == problems.BAD_INPUT
