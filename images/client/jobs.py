@@ -159,7 +159,7 @@ class JobClient:
                 view = {"status": "UNREACHABLE", "reason": str(failure)}
                 pause = max(pause, failure.retry_after or 0.5)
             on_state(view)
-            state = view.get("status")
+            state = str(view.get("status"))
             if state in FINAL:
                 return view
             now = self.clock()
@@ -175,7 +175,7 @@ class JobClient:
                 queued_since = None
             if now > deadline:
                 raise Problem(
-                    f"job {job_id} did not end within {deadline - start:.0f} s (last state: {clean(str(state))[:40]})"
+                    f"job {job_id} did not end within {deadline - start:.0f} s (last state: {clean(state)[:40]})"
                     f" and {self._given_up(job_id)}; raise queue_timeout or execution_timeout in config/inference.yaml",
                     TRY_LATER,
                 )
@@ -310,8 +310,8 @@ def failure_text(view: dict[str, Any]) -> str:
 
 
 def synthesis_of(view: dict[str, Any]) -> dict[str, Any] | None:
-    """The output of a COMPLETED job, or None where it is not what the wire promises."""
-    output = view.get("output")
+    """The output of a COMPLETED job, or None where there is none or it is not what the wire promises."""
+    output = view.get("output") if view.get("status") == "COMPLETED" else None
     if isinstance(output, dict) and isinstance(output.get("synthesis"), str) and isinstance(output.get("model"), dict):
         return output
     return None

@@ -34,6 +34,8 @@ COLLECTION = "chunks"
 LOCK_WAIT = 1.5  # seconds; a reader holds the lock for less than one
 # Chroma takes at most 5461 rows in one call; smaller batches keep memory flat and lose less to an interruption.
 BATCH = 512
+# Chroma orders equally near chunks by chance: this many more are looked at, so that the last place is not left to it.
+TIES = 20
 _CORPUS = "corpus"
 
 
@@ -248,11 +250,13 @@ class Domain:
                 allow_reset=False, sqlite_db_config=database, persist_path=str(self.index_folder), hnsw_cache_size=16
             )
             collection = chroma.get_collection(COLLECTION, *tenant)
-            found = chroma.query(str(collection.id), None, [vector.tolist()], n_results, None, None, include, *tenant)
+            found = chroma.query(
+                str(collection.id), None, [vector.tolist()], n_results + TIES, None, None, include, *tenant
+            )
         hits = [
             Hit(chunk_id, text, json.loads(metadata["record"]), round(1 - distance, 6))
             for chunk_id, text, metadata, distance in zip(
                 found.ids[0], found.documents[0], found.metadatas[0], found.distances[0], strict=True
             )
         ]
-        return sorted(hits, key=lambda hit: (-hit.similarity, hit.chunk_id))
+        return sorted(hits, key=lambda hit: (-hit.similarity, hit.chunk_id))[:n_results]

@@ -106,7 +106,7 @@ def main() -> int:
             if state == "COMPLETED"
             else f"{state}: {jobs.failure_text(view)}"
         )
-        kept.note(outcome=state, error=reason)
+        kept.note(outcome="NO_SYNTHESIS" if state == "COMPLETED" else state, error=reason)
         raise Problem(f"job {job_id} ended {clean(reason)}\nRun: {kept.finish()}", REMOTE_FAILED)
     return _deliver(kept, question, domain, manifest, output)
 

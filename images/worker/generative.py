@@ -77,6 +77,9 @@ class TransformersEngine:
             if token.special or token.content.strip("▁ \t\r\n")
         }
         self.control_ids = set(added) | set(self.tokenizer.all_special_ids)
+        ends_and_starts = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        if self.tokenizer.unk_token_id not in ends_and_starts:
+            self.control_ids.discard(self.tokenizer.unk_token_id)  # any rare character may be an unknown one
         self.control_tokens = [*added.values(), *self.tokenizer.all_special_tokens]
         # The end of a turn is the tokenizer's to know, other ends are in the repo's generation_config.json. All else
         # in there (sampling, beams, lengths, penalties) would mix with what the job asks for, and is dropped.

@@ -72,9 +72,7 @@ def claims(synthesis: str, known: Collection[str]) -> list[Claim]:
     found = []
     for sentence in _claim_sentences(synthesis):
         ids = cited(sentence)
-        claim = Claim(
-            sentence, [i for i in ids if i in known], [i for i in ids if i not in known], malformed(sentence)
-        )
+        claim = Claim(sentence, [i for i in ids if i in known], [i for i in ids if i not in known], malformed(sentence))
         if claim.unknown or claim.malformed or _LETTER.search(_BRACKET.sub("", sentence)):
             found.append(claim)
     return found

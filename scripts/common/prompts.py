@@ -20,7 +20,8 @@ _CITATION = re.compile(rf"\[(?={LIKE_A_CITATION})", re.I)
 _TAG = re.compile(r"<(?=\s*(?:/\s*)?(?:source|question))", re.I)
 # Control tokens of chat templates: <|im_end|> and kin, <start_of_turn>, <s>, [INST], <<SYS>>.
 _CONTROL = re.compile(
-    r"<(?=[|｜][^<>‹\s]{1,60}[|｜]>)|<(?=/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|think)>)|\[(?=/?INST\])|<<(?=/?SYS>>)", re.I
+    r"<(?=[|｜][^<>‹\s]{1,60}[|｜]>)|<(?=/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|think)>)|\[(?=/?INST\])|<<(?=/?SYS>>)",
+    re.I,
 )
 _LOOK_ALIKE = {"<": "‹", "[": "［", "<<": "‹‹"}
 

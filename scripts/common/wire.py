@@ -85,7 +85,11 @@ def parse_job(data: object) -> Job:
 def check_number(key: str, value: object, low: float, high: float, *, whole: bool) -> None:
     """Raise InvalidJob unless `value` is a number (a whole one if `whole`) between `low` and `high`."""
     kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or (isinstance(value, float) and not math.isfinite(value)):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, kinds)
+        or (isinstance(value, float) and not math.isfinite(value))
+    ):
         raise InvalidJob(f"{key} must be a {'whole ' if whole else ''}number, not {_kind(value)}")
     if not low <= value <= high:
         raise InvalidJob(f"{key} must be between {low} and {high}, not {value!s:.40}")

@@ -136,7 +136,9 @@ class Client:
                 run(main)
         except SystemExit as end:
             assert isinstance(end.code, int)
-            texts = [stream.buffer.getvalue().decode() for stream in (out, err) if isinstance(stream.buffer, io.BytesIO)]
+            texts = [
+                stream.buffer.getvalue().decode() for stream in (out, err) if isinstance(stream.buffer, io.BytesIO)
+            ]
             return self.checked(Outcome(end.code, *texts))
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -169,8 +171,10 @@ class Client:
         (self.root / "records.jsonl").write_bytes(as_lines(*records))
         return self.run("ingest", DOMAIN=domain, FROM="records.jsonl")
 
-    def written(self) -> dict[str, str]:
-        return tree_of(self.store, self.runs_dir)
+    def written(self, *, index: bool = True) -> dict[str, str]:
+        """What lies in store/ and runs/, with or without the files of the index."""
+        found = tree_of(self.store, self.runs_dir)
+        return {path: digest for path, digest in found.items() if index or "/chroma" not in path}
 
     def runs(self) -> list[Path]:
         """The folders of the runs, those that have not ended too."""
@@ -310,11 +314,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the scripted server says. `body` is sent as JSON, bytes as they are."""
+    """What the scripted server says after `seconds`. `body` is sent as JSON, bytes as they are."""
 
     body: Any = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0
 
 
 class Scripted:
@@ -332,6 +337,7 @@ class Scripted:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each answer takes 40 ms
 
             def serve(self) -> None:
                 raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -340,12 +346,14 @@ class Scripted:
                 route = (self.path.removeprefix("/v2/ep/").split("/"))[0]
                 answers = scripted.script.get(route) or [Answer({"error": "no such route"}, 404)]
                 said = answers.pop(0) if len(answers) > 1 else answers[0]
+                time.sleep(said.seconds)
                 data = said.body if isinstance(said.body, bytes) else json.dumps(said.body).encode()
                 self.send_response(said.status)
                 for name, value in (said.headers | {"Content-Length": str(len(data))}).items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self.wfile.write(data)
 
             do_GET = do_POST = do_CONNECT = serve
 

@@ -37,14 +37,17 @@ def test_the_ids_of_a_text_in_order_each_once(text: str, ids: list[str]) -> None
 
 @pytest.mark.parametrize(
     "bracket",
-    ["[s1]", "[S1, p. 4]", "[S1 to S3]", "[S1-3]", "[SOURCE 2]", "[Source: S1]", "[src 4]", "[refs. 1 and 2]", "[3]"]
-    + ["[1, 2]", "[1–3]", "[S1, S2,]", "[S 1]"],
+    "[s1]|[S1, p. 4]|[S1 to S3]|[S1-3]|[SOURCE 2]|[Source: S1]|[src 4]|[refs. 1 and 2]|[3]|[1, 2]|[1–3]|[S1,]|[S 1]".split(
+        "|"
+    ),
 )
 def test_a_bracket_that_only_looks_like_a_citation_is_reported_as_written(bracket: str) -> None:
     assert malformed(f"It failed {bracket}, they say [S1].") == [bracket]
 
 
-@pytest.mark.parametrize("text", ["[S1] [S1, S2] [S1-S2]", "CI [0.2, 0.4]", "[2018]", "[sic]", "[n = 40]", "[see Table 2]"])
+@pytest.mark.parametrize(
+    "text", ["[S1] [S1, S2] [S1-S2]", "CI [0.2, 0.4]", "[2018]", "[sic]", "[n = 40]", "[see Table 2]"]
+)
 def test_citations_and_other_brackets_are_not_malformed(text: str) -> None:
     assert malformed(text) == []
 
@@ -105,8 +108,9 @@ def test_a_clean_synthesis_has_no_flags() -> None:
 
 fragments = st.lists(
     st.sampled_from(
-        ["[S1]", "[S2, S9]", "[S3-S5]", "[S4-S2]", "[SOURCE 2]", "[7]", "[", "]", "Word", "et al.", "failed", "0.5", "p < .05"]
-        + [". ", ".", "? ", '." ', " ", "\n", "\n\n", "# ", "- ", "1. ", "**"]
+        '[S1]|[S2, S9]|[S3-S5]|[S4-S2]|[SOURCE 2]|[7]|[|]|Word|et al.|failed|0.5|p < .05|. |.|? |." | |\n|\n\n|# |- |1. |**'.split(
+            "|"
+        )
     ),
     max_size=25,
 ).map("".join)

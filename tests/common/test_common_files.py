@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from common import files
 from common.files import to_json, to_json_lines, write_atomic
 
 
@@ -46,7 +45,7 @@ def test_a_failure_leaves_the_old_file_and_no_temporary_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     write_atomic(tmp_path / "a", "old")
-    monkeypatch.setattr(files.os, step, no_space)
+    monkeypatch.setattr(os, step, no_space)
     with pytest.raises(OSError, match="No space left"):
         write_atomic(tmp_path / "a", "new")
     assert os.listdir(tmp_path) == ["a"]

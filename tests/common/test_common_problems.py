@@ -23,7 +23,12 @@ def program(body: str) -> subprocess.CompletedProcess[str]:
         ("print('done'); return OK", 0, "done\n", ""),
         ("print('flagged'); return FLAGGED", 3, "flagged\n", ""),
         ("return UNCHECKED", 4, "", ""),
-        ("print('part'); raise Problem('no such domain: x. Try: make ingest')", 2, "part\n", "error: no such domain: x. Try: make ingest\n"),
+        (
+            "print('part'); raise Problem('no such domain: x. Try: make ingest')",
+            2,
+            "part\n",
+            "error: no such domain: x. Try: make ingest\n",
+        ),
         ("raise Problem('refused', REMOTE_FAILED)", 5, "", "error: refused\n"),
         ("raise Problem('busy', TRY_LATER)", 75, "", "error: busy\n"),
         ("raise KeyboardInterrupt", 130, "", "interrupted\n"),

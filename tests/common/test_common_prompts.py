@@ -142,9 +142,8 @@ def test_control_tokens_of_the_tokenizer_are_broken(text: str, tokens: list[str]
 
 # Pieces that build markers, so that examples come close to them.
 pieces = st.sampled_from(
-    "[ ] < > / | S s 1 12 , - – ; and source SOURCES ref src question im_end start_of_turn INST SYS "
-    "</sources <source [S1 [ <| |> . : ſ ٣".split()
-    + [" ", "\n", "\u00a0"]
+    "[~]~<~>~/~|~S~s~1~12~,~-~–~;~and~source~SOURCES~ref~src~question~im_end~start_of_turn~INST~SYS~"
+    "</sources~<source~[S1~<|~|>~.~:~ſ~٣~ ~\n~\u00a0".split("~")
 )
 close_to_markers = st.lists(pieces | st.characters(), max_size=25).map("".join)
 
@@ -170,9 +169,9 @@ def test_neutral_text_stays_as_it_is(text: str) -> None:
 
 
 def test_sources_are_rendered_each_under_its_own_id() -> None:
-    assert render_sources([{"id": "S1", "text": "one", "label": "Klein et al. (2018)"}, {"id": "S2", "text": "two"}]) == (
-        '<source id="S1" label="Klein et al. (2018)">\none\n</source>\n\n<source id="S2" label="">\ntwo\n</source>'
-    )
+    assert render_sources(
+        [{"id": "S1", "text": "one", "label": "Klein et al. (2018)"}, {"id": "S2", "text": "two"}]
+    ) == ('<source id="S1" label="Klein et al. (2018)">\none\n</source>\n\n<source id="S2" label="">\ntwo\n</source>')
     assert render_sources([]) == ""
 
 

@@ -47,7 +47,9 @@ def test_an_emoji_keeps_its_joiners(emoji: str) -> None:
     assert clean(f"x {emoji} y") == f"x {emoji} y"
 
 
-@pytest.mark.parametrize("text", ["a\u200db", "\u200d👩", "👩\u200d", "👩\u200dx", "\ufe0f\u200d👩", "👩\u200b\u200d🔬"])
+@pytest.mark.parametrize(
+    "text", ["a\u200db", "\u200d👩", "👩\u200d", "👩\u200dx", "\ufe0f\u200d👩", "👩\u200b\u200d🔬"]
+)
 def test_a_joiner_that_joins_no_emoji_is_gone(text: str) -> None:
     assert "\u200d" not in clean(text)
 
@@ -58,7 +60,9 @@ def test_ordinary_text_is_untouched(text: str) -> None:
 
 
 terminal_noise = st.lists(
-    st.sampled_from(["\x1b", "[", "]", "31m", "\x07", "\\", "\r", "\n", "\u200d", "👩", "🔬", "\ufe0f", "\u200b", "\x9b"])
+    st.sampled_from(
+        ["\x1b", "[", "]", "31m", "\x07", "\\", "\r", "\n", "\u200d", "👩", "🔬", "\ufe0f", "\u200b", "\x9b"]
+    )
     | st.characters(exclude_categories=()),
     max_size=30,
 ).map("".join)
@@ -103,7 +107,9 @@ def test_sentences_end_where_a_reader_would_end_them(text: str, expected: list[s
 
 
 prose = st.lists(
-    st.sampled_from([*". ! ? .. 。 ; \" ” ) ] ( [ al. e.g. E. p < .05 Word word 0.5 Éa".split(), " ", "\n", "\n\n", "\x85"])
+    st.sampled_from(
+        [*'. ! ? .. 。 ; " ” ) ] ( [ al. e.g. E. p < .05 Word word 0.5 Éa'.split(), " ", "\n", "\n\n", "\x85"]
+    )
     | st.text(max_size=3),
     max_size=40,
 ).map("".join)
@@ -116,7 +122,9 @@ def test_no_word_is_lost_and_none_is_made_up(text: str) -> None:
     assert all(sentence == " ".join(sentence.split()) != "" for sentence in found)
 
 
-@pytest.mark.parametrize("text", ["." * 50_000 + "x", "Klein et al. A " * 3_000, "\n " * 50_000 + "x", '."' * 25_000 + "x"])
+@pytest.mark.parametrize(
+    "text", ["." * 50_000 + "x", "Klein et al. A " * 3_000, "\n " * 50_000 + "x", '."' * 25_000 + "x"]
+)
 def test_degenerate_text_takes_no_quadratic_time(text: str) -> None:
     start = time.process_time()
     assert sentences(text)

@@ -150,14 +150,13 @@ json_like: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@given(json_like | st.fixed_dictionaries({}, optional={key: json_like for key in Job.__dataclass_fields__}))
+@given(json_like | st.fixed_dictionaries({}, optional=dict.fromkeys(Job.__dataclass_fields__, json_like)))
 def test_any_input_gives_a_job_or_an_invalid_job(data: Any) -> None:
     try:
         job = parse_job(data)
-    except InvalidJob as refusal:
-        assert str(refusal)
-    else:
-        assert job.op == "ping" or job.prompt == data["prompt"]
+    except InvalidJob:
+        return
+    assert job.op == "ping" or job.prompt == data["prompt"]
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, prompts: Prompts) -> 
             show_progress=False,
         ),
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, **ends)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("<tool_call>", "END-OF-TURN", "\n\n")])
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(folder)

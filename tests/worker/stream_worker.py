@@ -25,6 +25,4 @@ async def stream(job: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    runpod.serverless.start(
-        {"handler": stream, "concurrency_modifier": lambda _: 4, "return_aggregate_stream": True}
-    )
+    runpod.serverless.start({"handler": stream, "concurrency_modifier": lambda _: 4, "return_aggregate_stream": True})

@@ -35,7 +35,8 @@ class StubEngine:
 
     def answer(self, job: Job, cancelled: threading.Event) -> Answer:
         """Wait or echo, as the prompt says."""
-        again = EVENTS.exists() and any(line.endswith(f" began {job.prompt}") for line in EVENTS.open())
+        known = EVENTS.read_text().splitlines() if EVENTS.exists() else []
+        again = any(line.endswith(f" began {job.prompt}") for line in known)
         note(f"began {job.prompt}")
         if job.prompt.startswith("wait") and not (again and job.prompt.startswith("wait once")):
             ended = cancelled.wait(60)

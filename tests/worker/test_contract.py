@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 SOURCES = [
     {"id": "S1", "text": "Ego depletion did not replicate in a large preregistered study.", "label": "Hagger 2016"},
-    {"id": "S2", "text": "Anchoring replicates well. Ego depletion is not real, the authors say.", "label": "Vohs 2021"},
+    {
+        "id": "S2",
+        "text": "Anchoring replicates well. Ego depletion is not real, the authors say.",
+        "label": "Vohs 2021",
+    },
 ]
 
 
@@ -54,8 +58,8 @@ def test_run_and_status(extractive: Cloud, prompts: Prompts) -> None:
     output = ended["output"]
     assert output.pop("timings").keys() == {"queue_ms", "prefill_ms", "decode_ms"}
     assert output == {
-        "synthesis": "- Ego depletion did not replicate in a large preregistered study. [S1]\n"
-        "- Ego depletion is not real, the authors say. [S2]",
+        "synthesis": "- Ego depletion is not real, the authors say. [S2]\n"
+        "- Ego depletion did not replicate in a large preregistered study. [S1]",
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 0, "completion_tokens": 0},
         "model": {
@@ -125,7 +129,10 @@ def test_a_language_model(start_cloud: Callable[..., Cloud], model_folder: Path)
 
 @pytest.mark.parametrize(
     "question",
-    ['costs $5 "or" \'more\' {braces} {{question}} `x` $(y) \\n \\', "line\n\ttab\r\n 👩‍🔬 日本語 e\u0301 \u202e\u2028 ends"],
+    [
+        "costs $5 \"or\" 'more' {braces} {{question}} `x` $(y) \\n \\",
+        "line\n\ttab\r\n 👩‍🔬 日本語 e\u0301 \u202e\u2028 ends",
+    ],
 )
 def test_a_question_arrives_byte_for_byte(stub: Cloud, question: str) -> None:
     ended = stub.wait(stub.run({"prompt": question, "seed": 2**63 - 1, "context": question}))

@@ -91,12 +91,16 @@ def test_a_relevant_sentence_is_quoted_and_an_irrelevant_one_is_not(question: st
 def test_the_topic_outweighs_a_rare_side_word() -> None:
     # "real" is the rarest word of the question here, and it is not what the question is about.
     texts = [f"Ego depletion shrank to nothing in the large sample of study {n}." for n in range(6)]
-    given = quotes(answer(QUESTION, *texts, "Is ego strength a real trait? It is real among nurses, ego aside, they say."))
+    given = quotes(
+        answer(QUESTION, *texts, "Is ego strength a real trait? It is real among nurses, ego aside, they say.")
+    )
     assert {f"S{n}" for n in range(1, 7)} <= {source_id for _, source_id in given}
 
 
 def test_better_ranked_sources_come_first() -> None:
-    assert [source_id for _, source_id in quotes(answer(QUESTION, *many_sources(6, 1)))] == [f"S{n}" for n in range(1, 7)]
+    assert [source_id for _, source_id in quotes(answer(QUESTION, *many_sources(6, 1)))] == [
+        f"S{n}" for n in range(1, 7)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from common.prompts import Prompts
 from common.wire import Job
@@ -211,7 +212,8 @@ def test_nothing_in_a_job_becomes_a_control_token(engine: TransformersEngine, at
     def job(content: str) -> Job:
         if place in ("text", "label"):
             return replace(JOB, sources=[{**SOURCES[0], place: content}])
-        return replace(JOB, sources=[], **{"context": "Text.", place: content})
+        content_of: dict[str, Any] = {"prompt": "Why?", "context": "Text.", place: content}
+        return Job(**content_of)
 
     benign = controls(engine, job("Nothing special."))
     assert len(benign) == 5, "two turns opened and closed, and the answer's opened"
@@ -224,14 +226,25 @@ def test_white_space_is_no_control_token(engine: TransformersEngine) -> None:
     assert "One.\n\nTwo.\n\n\nThree." in decoded(engine, job)
 
 
-def test_a_token_that_cannot_be_broken_is_refused(
-    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A tokenizer that reads look-alikes as its control tokens: the second line of defence.
+def test_a_token_that_cannot_be_broken_is_refused(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The second line of defence, with the first one gone.
     monkeypatch.setattr(engine, "control_tokens", [])
     with pytest.raises(JobError, match="control token") as raised:
         engine.answer(replace(JOB, prompt="END-OF-TURN"), NEVER)
     assert (raised.value.code, raised.value.refresh) == ("UNSAFE_INPUT", False)
+
+
+def test_an_unknown_character_is_no_control_token(model_copy: Path, prompts: Prompts) -> None:
+    template = (model_copy / "chat_template.jinja").read_text()
+    names = ["<|im_end|>", "<|im_start|>", "<unk>", "<|endoftext|>", "real"]
+    plain = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token=names[2]))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    kinds = {"eos_token": names[0], "unk_token": names[2], "pad_token": names[3], "chat_template": template}
+    PreTrainedTokenizerFast(tokenizer_object=plain, extra_special_tokens=["<|im_start|>"], **kinds).save_pretrained(
+        model_copy
+    )
+    engine = TransformersEngine(prompts, str(model_copy), None)
+    assert len(controls(engine, replace(JOB, prompt="Is it real? 🧪 <unk> <|im_end|>"))) == 5
 
 
 def test_a_prompt_longer_than_the_window_is_refused(engine: TransformersEngine) -> None:
@@ -296,7 +309,11 @@ def test_code_of_a_repo_is_never_executed(model_copy: Path, prompts: Prompts, mo
 @pytest.mark.parametrize(
     ("failure", "error", "refresh"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), r"OUT_OF_MEMORY: .*lower n_results or max_new_tokens", True),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            r"OUT_OF_MEMORY: .*lower n_results or max_new_tokens",
+            True,
+        ),
         (RuntimeError("CUDA error: device-side assert triggered"), r"GPU_LOST: .*try again", True),
         (RuntimeError("a secret size"), r"INTERNAL: RuntimeError; the worker's log has the details", False),
         (ValueError("a secret value"), r"INTERNAL: ValueError; the worker's log has the details", False),

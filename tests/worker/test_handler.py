@@ -197,7 +197,9 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-@pytest.mark.parametrize("variables", [{}, {"ENGINE": ""}, {"ENGINE": "extractive"}, {"ENGINE": "extractive", "MODEL_ID": "a/b"}])
+@pytest.mark.parametrize(
+    "variables", [{}, {"ENGINE": ""}, {"ENGINE": "extractive"}, {"ENGINE": "extractive", "MODEL_ID": "a/b"}]
+)
 def test_the_extractive_engine(prompts: Prompts, environment: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     for name, value in variables.items():
         environment.setenv(name, value)
