@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import chromadb
+from sentence_transformers import SentenceTransformer
+
 import embedding
 import ingest
 import store
-from sentence_transformers import SentenceTransformer
 
 CORPUS = Path("corpus/psychology.jsonl")
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.problems import Problem
+from progress import on_terminal
 from settings import SHIPPED_MODEL
 
 Vectors = NDArray[np.float32]
@@ -93,7 +94,8 @@ def _encode_whole(
     vectors = encode_short(parts)
     if len(parts) == len(texts):
         return vectors
-    weights = np.array([count(part) for part in parts], dtype=np.float32)
+    # Some text is no word piece at all, and has a vector nevertheless.
+    weights = np.array([max(count(part), 1) for part in parts], dtype=np.float32)
     whole = np.zeros((len(texts), vectors.shape[1]), dtype=np.float32)
     np.add.at(whole, np.array(owners), vectors * weights[:, None])
     normalised: Vectors = whole / np.linalg.norm(whole, axis=1, keepdims=True)
@@ -106,6 +108,8 @@ class MiniLM:
     limit = 254
 
     def __init__(self, folder: Path) -> None:
+        # onnxruntime 1.32 reports its use to its makers unless this is set before it is imported.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnxruntime
         from tokenizers import Tokenizer
 
@@ -150,10 +154,13 @@ class SentenceTransformersModel:
     def __init__(self, model: str) -> None:
         try:
             from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging
         except ImportError as error:
             raise Problem(
                 f"embedding_model: {model} needs the client-full image; make synth and make ingest select it by themselves"
             ) from error
+        if not on_terminal():
+            logging.disable_progress_bar()
         try:
             self.model: Any = SentenceTransformer(model, device="cpu", trust_remote_code=False)
         except Exception as error:  # the hub client raises many kinds; to the user they are one

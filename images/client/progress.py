@@ -13,12 +13,16 @@ EVERY = 30.0  # seconds between plain lines while nothing changes
 COLD_START = "a worker is starting; a cold start can take a few minutes"
 
 
+def on_terminal() -> bool:
+    """Does a person see stderr? A container's is a pipe even when a terminal shows it; scripts/run says so."""
+    return sys.stderr.isatty() or bool(os.environ.get("STDERR_IS_TERMINAL"))
+
+
 class Progress:
     """Shows the state of one job and how long it has taken."""
 
     def __init__(self) -> None:
-        # A container's stderr is a pipe even when a terminal shows it; scripts/run says so.
-        self.terminal = sys.stderr.isatty() or bool(os.environ.get("STDERR_IS_TERMINAL"))
+        self.terminal = on_terminal()
         self.started = time.monotonic()
         self.state = ""
         self.printed_at = 0.0

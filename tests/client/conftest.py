@@ -8,17 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import hypothesis.configuration
 import pytest
+from tests.client.support import SLEEP, Client, LocalRunPod, Scripted, Tempo, Worker, local_runpod
 
 import embedding
 import jobs
-from tests.client.support import SLEEP, Client, LocalRunPod, Scripted, Tempo, Worker, local_runpod
 
-# The same examples on every machine, and nothing is left in the tree, which may be read-only.
-hypothesis.settings.register_profile("client", derandomize=True, database=None, deadline=None, max_examples=60)
-hypothesis.settings.load_profile("client")
+# The tree may be read-only.
 hypothesis.configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")
 
 

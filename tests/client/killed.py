@@ -14,10 +14,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from tests.client.support import Hashed
+
 import ingest
 import store
 from records import Record
-from tests.client.support import Hashed
 
 RECORDS = [
     Record(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import hypothesis
 import numpy as np
 import requests
 import yaml
@@ -29,6 +30,8 @@ from common.problems import run
 from embedding import Vectors
 
 TREE = Path(__file__).parents[2]
+# The same examples on every machine.
+PROPERTY = hypothesis.settings(derandomize=True, database=None, deadline=None, max_examples=60)
 KEY = "rpa_TESTKEY0123456789abcdef"
 VARIABLES = (
     "Q", "DOMAIN", "FROM", "RUNPOD_ENDPOINT_ID", "RUNPOD_API_KEY", "RUNPOD_JOBS_URL", "VECTOR_STORE_PATH", "RUNS_DIR",
@@ -122,8 +125,9 @@ class Client:
 
     def run(self, program: str, **variables: str) -> Outcome:
         """Run a program in this process, in the client's folder. No output may hold the key or a terminal command."""
-        out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
-        err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True)
+        streams = (io.BytesIO(), io.BytesIO())
+        out = io.TextIOWrapper(streams[0], encoding="utf-8", write_through=True)
+        err = io.TextIOWrapper(streams[1], encoding="utf-8", errors="backslashreplace", write_through=True)
         before = signal.getsignal(signal.SIGTERM)
         main = importlib.import_module(program).main
         try:
@@ -135,11 +139,7 @@ class Client:
             ):
                 run(main)
         except SystemExit as end:
-            assert isinstance(end.code, int)
-            texts = [
-                stream.buffer.getvalue().decode() for stream in (out, err) if isinstance(stream.buffer, io.BytesIO)
-            ]
-            return self.checked(Outcome(end.code, *texts))
+            return self.checked(Outcome(int(end.code or 0), *(stream.getvalue().decode() for stream in streams)))
         finally:
             signal.signal(signal.SIGTERM, before)
         raise AssertionError("the program did not leave with an exit code")
@@ -189,7 +189,8 @@ class Client:
 
     def note(self) -> dict[str, Any]:
         """run.json of the only run."""
-        return load(self.only_run() / "run.json")
+        note: dict[str, Any] = load(self.only_run() / "run.json")
+        return note
 
 
 def load(path: Path) -> Any:
@@ -400,7 +401,8 @@ class Hashed:
         for row, text in enumerate(texts):
             for word in (self.name + " " + text).lower().split():
                 vectors[row, int(hashlib.sha256(word.encode()).hexdigest(), 16) % 64] += 1
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        normalised: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return normalised
 
 
 @contextlib.contextmanager

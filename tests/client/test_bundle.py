@@ -8,11 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import bundle
-from common import citations
-from common.problems import FLAGGED, OK, Problem
-from records import label, reference
 from tests.client.support import (
     CONFIGURATION,
     NAPS,
@@ -25,6 +20,11 @@ from tests.client.support import (
     load,
     wait_for,
 )
+
+import bundle
+from common import citations
+from common.problems import FLAGGED, OK, Problem
+from records import label, reference
 
 ASK = {"Q": NAPS, "DOMAIN": "sleep"}
 SYNTHESIS = """**Summary**

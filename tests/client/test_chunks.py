@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.client.support import PROPERTY, Hashed
 
 import chunks
 from common.text import clean
 from embedding import Embedder
 from records import Record
-from tests.client.support import Hashed
 
 SENTENCES = [
     f"Sentence {number} says that naps of {number} minutes helped {number * 3} nurses." for number in range(60)
@@ -38,7 +39,7 @@ def test_a_long_document_is_cut_between_sentences(embedder: Embedder) -> None:
     assert " ".join(c.text for c in found) == LONG.text
     assert all(c.text.startswith("Sentence ") and c.text.endswith("nurses.") for c in found)
     # Each is as full as it can be: the next sentence would not have fitted.
-    for here, after in zip(found, found[1:], strict=False):
+    for here, after in itertools.pairwise(found):
         next_sentence = after.text.split(". ")[0]
         assert embedder.count(f"{here.embedded} {next_sentence}.") > embedder.limit - 5
 
@@ -59,6 +60,7 @@ TITLE = st.one_of(
 )
 
 
+@PROPERTY
 @given(TITLE, TEXT)
 def test_every_word_is_in_the_chunks_and_every_chunk_fits_the_model(embedder: Embedder, title: str, text: str) -> None:
     # What no file can hold, and what holds nothing, is refused before.

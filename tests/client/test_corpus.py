@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from tests.client.support import TREE
 
 import records
 import retrieve
 import settings
-from tests.client.support import TREE
 
 CORPUS = TREE / "corpus" / "psychology.jsonl"
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.client.support import PROPERTY
 
 import embedding
 from embedding import Embedder, split_to_fit
@@ -31,6 +32,7 @@ TEXTS = [
     "word " * 100,
     "Ego depletion failed to replicate in 23 laboratories. " * 12,
     "x" * 5000,
+    "Naps were studied in many trials. " * 60,
 ]
 
 
@@ -108,6 +110,7 @@ WORDS = st.one_of(
 )
 
 
+@PROPERTY
 @given(st.lists(WORDS, max_size=60), st.sampled_from([1, 2, 7, 40, 254]))
 def test_splitting_keeps_every_character_and_the_limit(embedder: Embedder, words: list[str], limit: int) -> None:
     text = " ".join(words)
@@ -118,6 +121,7 @@ def test_splitting_keeps_every_character_and_the_limit(embedder: Embedder, words
         assert embedder.count(piece) <= limit or len(piece) == 1
 
 
+@PROPERTY
 @given(st.lists(st.text("abcdefgh", min_size=1, max_size=8), max_size=400))
 def test_words_that_fit_are_never_cut(embedder: Embedder, words: list[str]) -> None:
     pieces = split_to_fit(" ".join(words), embedder.count, 40)

@@ -7,11 +7,11 @@ import re
 from typing import Any
 
 import pytest
+from tests.client.support import NAPS, SLEEP, Answer, Client, Scripted, answer, load
 
 from common.problems import OK
 from common.prompts import render_sources
 from common.text import clean
-from tests.client.support import NAPS, SLEEP, Answer, Client, Scripted, answer, load
 
 TERMINAL = "\x1b[31mred\x1b[0m \x1b]8;;https://evil.example\x1b\\link\x1b]8;;\x07 \x9b2Jcsi \x07bell \x08back"
 HIDDEN = "a\u202egnp.exe\u202c b\u2066iso\u2069 zero\u200bwidth soft\u00adhyphen " + "".join(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.client.support import KEY, NAPS, SLEEP, TREE, Client, Outcome, Scripted, as_lines, wait_for
 
 import settings
 from common.problems import BAD_INPUT, TRY_LATER, Problem
-from tests.client.support import KEY, NAPS, SLEEP, TREE, Client, Outcome, Scripted, as_lines, wait_for
 
 ASK = {"Q": NAPS, "DOMAIN": "sleep"}
 GOOD = SLEEP[0]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.client.support import KEY, Answer, Scripted, Tempo
 
 import jobs
 from common.problems import BAD_INPUT, REMOTE_FAILED, TRY_LATER, Problem
 from jobs import CallFailed, JobClient
 from settings import Endpoint
-from tests.client.support import KEY, Answer, Scripted, Tempo
 
 POLICY = {"ttl": 180_000, "executionTimeout": 60_000}
 IDLE = {"jobs": {"completed": 3, "inQueue": 1}, "workers": {"ready": 1}}

@@ -16,6 +16,8 @@ from typing import Any
 import chromadb
 import numpy as np
 import pytest
+from tests.client.killed import RECORDS, STEPS
+from tests.client.support import NAPS, SLEEP, TREE, Client, Hashed, as_lines, load, tree_of
 
 import chunks
 import ingest
@@ -24,8 +26,6 @@ from common.problems import BAD_INPUT, OK, TRY_LATER, Problem
 from embedding import Embedder
 from records import Record
 from store import Domain
-from tests.client.killed import RECORDS, STEPS
-from tests.client.support import NAPS, SLEEP, TREE, Client, Hashed, as_lines, load, tree_of
 
 ASK = {"Q": NAPS, "DOMAIN": "sleep"}
 WORDS = "nap sleep dream rest wake tired coffee light clock night shift alert groggy memory mood pulse".split()

@@ -9,9 +9,6 @@ import time
 from typing import Any
 
 import pytest
-
-from common.problems import BAD_INPUT, FLAGGED, INTERRUPTED, OK, REMOTE_FAILED, TRY_LATER
-from progress import Progress
 from tests.client.support import (
     CLEAN,
     KEY,
@@ -26,6 +23,9 @@ from tests.client.support import (
     answer,
     wait_for,
 )
+
+from common.problems import BAD_INPUT, FLAGGED, INTERRUPTED, OK, REMOTE_FAILED, TRY_LATER
+from progress import Progress
 
 ASK = {"Q": NAPS, "DOMAIN": "sleep"}
 HTTP = [408, 429, 500, 502, 503, 504]

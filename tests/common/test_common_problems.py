@@ -48,10 +48,11 @@ def test_a_defect_keeps_its_traceback() -> None:
     assert "KeyError: 'missing'" in done.stderr
 
 
-def test_a_reader_that_has_left_is_no_error() -> None:
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_reader_that_has_left_is_no_error(size: int) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    code = "from common.problems import *\ndef main():\n    print('x' * 100_000)\n    return FLAGGED\nrun(main)"
+    code = f"from common.problems import *\ndef main():\n    print('x' * {size})\n    return FLAGGED\nrun(main)"
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=30, check=False

@@ -123,7 +123,7 @@ def test_no_word_is_lost_and_none_is_made_up(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["." * 50_000 + "x", "Klein et al. A " * 3_000, "\n " * 50_000 + "x", '."' * 25_000 + "x"]
+    "text", ["." * 50_000 + "x", "Klein et al. A " * 10_000, "\n " * 50_000 + "x", '."' * 25_000 + "x"]
 )
 def test_degenerate_text_takes_no_quadratic_time(text: str) -> None:
     start = time.process_time()

@@ -191,6 +191,7 @@ def test_an_answer_becomes_strict_json(answer: object, sent: dict[str, object]) 
 
 @pytest.mark.parametrize("character", ["a", "é", "研"])
 def test_the_limit_counts_bytes_and_an_answer_beyond_it_is_an_error(character: str) -> None:
+    assert wire.MAX_RESULT_BYTES < 10_000_000  # what RunPod takes
     width = len(character.encode())
     frame = len(json.dumps({"synthesis": ""}))
     most = (wire.MAX_RESULT_BYTES - frame) // width

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -458,6 +461,15 @@ def test_every_kind_can_be_armed_and_what_is_shown_can_be_armed_again(
     fault = platform.arm({"kind": kind, "route": route, "times": 2})
     assert platform.arm(vars(fault)) == fault
     assert len(platform.faults) == 2
+
+
+def test_the_examples_of_the_documentation_arm_every_kind(platform: Platform) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "local-runpod.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*-d '(\{.*?\})'` \|$", page, re.MULTILINE)
+    assert [kind for kind, _ in rows] == list(FAULT_KINDS)
+    for kind, example in rows:
+        assert platform.arm(json.loads(example)).kind == kind
+    assert all(f"/{route}" in page and f"`{route}`" in page for route in ROUTES)
 
 
 def test_a_fault_strikes_its_route_as_often_as_it_was_armed_for(platform: Platform) -> None:

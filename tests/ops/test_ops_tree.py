@@ -181,7 +181,6 @@ def test_a_dockerfile_fetches_no_other_frontend_and_pins_its_bases(path: Path) -
 def test_everything_that_is_installed_is_checked_against_a_hash(path: Path) -> None:
     for stage, (_, instructions) in stages(path).items():
         for instruction, rest in instructions:
-            # `install -d` makes folders; apt checks signatures of its own.
-            for install in re.findall(r"(?<!apt-get )\binstall\b(?! -d)[^&|;]*", rest) if instruction == "RUN" else []:
+            for install in re.findall(r"\bpip\b[^&|;]* install [^&|;]*", rest) if instruction == "RUN" else []:
                 pinned = "--require-hashes" in install or re.search(r" torch==[\d.]+\s*$", install)
                 assert pinned, f"{stage}: {install}"

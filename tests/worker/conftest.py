@@ -194,8 +194,12 @@ def run_cloud(folder: Path, script: Path, environment: dict[str, str]) -> Iterat
             wait_until((folder / "url").exists, 30, "the start of the local RunPod")
             yield cloud
         finally:
-            if process.poll() is None:
-                cloud.end()
+            try:
+                if process.poll() is None:
+                    cloud.end()
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
             for line in (folder / "log").read_text(errors="replace").splitlines():
                 print(line)  # pytest shows it if the test failed
 

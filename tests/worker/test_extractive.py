@@ -16,7 +16,7 @@ from common.prompts import neutralise
 from common.text import clean
 from common.wire import Job
 from engines import Answer, JobError
-from extractive import MAX_PER_SOURCE, MAX_SENTENCES, NOTHING_FOUND, ExtractiveEngine
+from extractive import NOTHING_FOUND, ExtractiveEngine
 
 QUESTION = "Is ego depletion real?"
 ON_TOPIC = "Ego depletion did not replicate in a large preregistered study of many laboratories."
@@ -64,12 +64,12 @@ def test_quotes_are_verbatim_under_their_own_source() -> None:
 
 @pytest.mark.parametrize(
     ("count", "sentences", "expected"),
-    [(1, 8, MAX_PER_SOURCE), (3, 8, 3 * MAX_PER_SOURCE), (12, 1, MAX_SENTENCES), (30, 5, MAX_SENTENCES)],
+    [(1, 8, 2), (3, 8, 6), (12, 1, 10), (30, 5, 10)],
 )
 def test_at_most_two_sentences_per_source_and_ten_in_all(count: int, sentences: int, expected: int) -> None:
     ids = [source_id for _, source_id in quotes(answer(QUESTION, *many_sources(count, sentences)))]
     assert len(ids) == expected
-    assert max(map(ids.count, ids)) <= MAX_PER_SOURCE
+    assert max(map(ids.count, ids)) <= 2
     assert ids == sorted(ids, key=ids.index), "the sentences of one source stand side by side"
 
 
@@ -90,17 +90,21 @@ def test_a_relevant_sentence_is_quoted_and_an_irrelevant_one_is_not(question: st
 
 def test_the_topic_outweighs_a_rare_side_word() -> None:
     # "real" is the rarest word of the question here, and it is not what the question is about.
-    texts = [f"Ego depletion shrank to nothing in the large sample of study {n}." for n in range(6)]
-    given = quotes(
-        answer(QUESTION, *texts, "Is ego strength a real trait? It is real among nurses, ego aside, they say.")
-    )
-    assert {f"S{n}" for n in range(1, 7)} <= {source_id for _, source_id in given}
+    texts = [f"Ego depletion shrank in sample {n}x{n} of team {n}y{n} at {n}z{n}." for n in range(6)]
+    given = quotes(answer(QUESTION, *texts, "Is ego a real trait among nurses, or a mere label for one?"))
+    assert [source_id for _, source_id in given][:6] == [f"S{n}" for n in range(1, 7)]
 
 
 def test_better_ranked_sources_come_first() -> None:
-    assert [source_id for _, source_id in quotes(answer(QUESTION, *many_sources(6, 1)))] == [
-        f"S{n}" for n in range(1, 7)
-    ]
+    first, *others = many_sources(6, 1)  # a shorter sentence would win, rank aside
+    given = quotes(answer(QUESTION, first.replace("sample", "one small sample"), *others))
+    assert [source_id for _, source_id in given] == [f"S{n}" for n in range(1, 7)]
+
+
+def test_a_sentence_like_a_chosen_one_waits() -> None:
+    like = ON_TOPIC.replace("many laboratories", "twenty laboratories")
+    other = "Ego depletion may depend on what people believe about their own willpower."
+    assert [source_id for _, source_id in quotes(answer(QUESTION, ON_TOPIC, like, other))] == ["S1", "S3", "S2"]
 
 
 @pytest.mark.parametrize(
@@ -125,8 +129,29 @@ def test_a_question_that_no_source_answers(question: str, text: str) -> None:
     assert given.finish_reason == "stop"
 
 
-def test_one_word_in_common_with_a_long_question_is_chance() -> None:
-    assert answer(QUESTION, "The real costs of housing were measured in all of Ohio.").text == NOTHING_FOUND
+@pytest.mark.parametrize(
+    ("question", "good", "bad"),
+    [
+        # one word of three
+        (QUESTION, ON_TOPIC, "The real costs of housing were measured in all of Ohio."),
+        # a fragment
+        (QUESTION, ON_TOPIC, "Ego depletion is real."),
+        # three words of seven, where another source holds all
+        (
+            "Does anchoring with high numbers move prices that students pay?",
+            "Anchoring with high numbers can move the prices that students pay.",
+            "High schools asked the students to move for an hour each day.",
+        ),
+    ],
+)
+def test_words_in_common_by_chance(question: str, good: str, bad: str) -> None:
+    assert quotes(answer(question, good, bad)) == [(good, "S1")]
+    assert quotes(answer(question, bad, good)) == [(good, "S2")]
+
+
+def test_a_side_remark_of_a_good_source_is_not_quoted() -> None:
+    good = "Ego depletion is real, say all of the authors."
+    assert quotes(answer(QUESTION, f"{good} Real money was at stake for all of the students.")) == [(good, "S1")]
 
 
 def test_no_sources() -> None:
@@ -176,15 +201,16 @@ def test_a_cancelled_job_ends() -> None:
 
 
 def test_the_same_job_gives_the_same_answer_in_every_process() -> None:
+    # Three sentences of one source whose words weigh just the same: only a last digit could part them.
     program = (
         "import threading\n"
         "from common.wire import Job\n"
         "from extractive import ExtractiveEngine\n"
-        "words = 'ego depletion real willpower glucose self control replication study effect'.split()\n"
-        "texts = [' '.join(f'{words[(n * k + m) % 10]} {words[(n + m * 3) % 10]} holds in sample {m % 3} of {n % 4}.'"
-        ".capitalize() for m in range(9) for k in range(3)) for n in range(12)]\n"
-        "sources = [{'id': f'S{n + 1}', 'text': text, 'label': ''} for n, text in enumerate(texts)]\n"
-        "job = Job(prompt='Is ego depletion of willpower by glucose real?', sources=sources)\n"
+        "words = [[f'{group}{n}{group}' for group in 'abc'] for n in range(16)]\n"
+        "ties = '. '.join(f'{group.upper()} ' + ' '.join(row[k] for row in words) for k, group in enumerate('abc'))\n"
+        "rest = '. '.join(f'Filler x{n}x{m} y{n}y{m} ' + ' '.join(words[n]) for n in range(16) for m in range(n))\n"
+        "sources = [{'id': f'S{n}', 'text': text + '.', 'label': ''} for n, text in enumerate((ties, rest), 1)]\n"
+        "job = Job(prompt=' '.join(sum(words, [])), sources=sources)\n"
         "print(ExtractiveEngine().answer(job, threading.Event()).text)\n"
     )
     outputs = {
@@ -195,10 +221,10 @@ def test_the_same_job_gives_the_same_answer_in_every_process() -> None:
             capture_output=True,
             text=True,
         ).stdout
-        for seed in ("1", "2", "3", "4")
+        for seed in "12345678"
     }
     assert len(outputs) == 1
-    assert outputs.pop().count("\n") == MAX_SENTENCES
+    assert [line[:3] for line in outputs.pop().splitlines()[:2]] == ["- A", "- B"]
 
 
 def test_a_very_long_source_does_not_hold_the_worker() -> None:

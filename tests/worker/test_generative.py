@@ -59,7 +59,9 @@ def test_it_generates_until_the_limit(engine: TransformersEngine) -> None:
     assert given.finish_reason == "length"
     assert given.completion_tokens == JOB.max_new_tokens
     assert given.prompt_tokens == engine.encode(JOB).shape[1] > 100
-    assert 0 < given.prefill_ms + given.decode_ms <= took + 2
+    assert given.prefill_ms > 0
+    assert given.decode_ms > 0
+    assert given.prefill_ms + given.decode_ms <= took + 2
 
 
 def test_the_end_of_a_turn_stops_it(silent_copy: Path, prompts: Prompts) -> None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -38,7 +39,8 @@ class StubEngine:
     def answer(self, job: Job, cancelled: threading.Event) -> Answer:
         self.jobs.append(job)
         self.started.set()
-        while not self.release.wait(0.01):
+        end = time.monotonic() + 10  # a thread that never ends would hold up the end of the tests
+        while not self.release.wait(0.01) and time.monotonic() < end:
             if cancelled.is_set():
                 self.ended_by.append("cancelled")
                 return Answer("", "cancelled")
