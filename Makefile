@@ -34,7 +34,7 @@ $(call need,ingest,FROM,make ingest DOMAIN=my-field FROM=records.jsonl)
 # $(call do,COMMAND): run a program of a verb with .env. make itself can only answer 0 or 2, so 3 (flagged), 4 (not
 # checked) and 10 (changes pending) count as done unless STRICT=1; on any other code the last line says the code.
 do = code=0; scripts/with-env $(1) || code=$$?; \
-  case "$$code:$(STRICT)" in 0:*|3:|4:|10:) ;; *) echo "$@: exit code $$code" >&2; exit $$code ;; esac
+  case "$$code:$(filter-out 0,$(STRICT))" in 0:*|3:|4:|10:) ;; *) echo "$@: exit code $$code" >&2; exit $$code ;; esac
 
 .PHONY: help synth retrieve ingest up down build test lint lock lock-check bench
 

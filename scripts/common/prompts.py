@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from common.text import clean
+
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 # What follows the bracket of anything that could be read as a citation: "S2", "SOURCE 2", "ref. 2", "12]", "1, 3]".
 LIKE_A_CITATION = r"\s*(?:(?:sources?|src|refs?|s)\b[^\[\]［\d]{0,20}\d|s\d|\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*\s*\])"
@@ -35,11 +37,12 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 
 def neutralise(text: str, tokens: Iterable[str] = ()) -> str:
-    """`text` with every marker that has a meaning outside it replaced by a look-alike; all else is untouched.
+    """`text` with every marker that has a meaning outside it replaced by a look-alike, and cleaned; all else is untouched.
 
     `tokens`: the control tokens of the tokenizer at hand, so that no string becomes one of them.
     """
-    text = break_tokens(text, tokens)
+    # Cleaned first: an invisible character inside a marker must not hide it here and vanish later.
+    text = break_tokens(clean(text), tokens)
     for pattern in (_CONTROL, _TAG, _CITATION):
         text = pattern.sub(lambda match: _LOOK_ALIKE[match.group()], text)
     return text

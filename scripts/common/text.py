@@ -22,10 +22,10 @@ _ABBREVIATIONS = {
     "al", "approx", "cf", "ch", "dr", "e.g", "ed", "eds", "eq", "et", "etc", "fig", "figs", "i.e", "i.v", "jr", "mr",
     "mrs", "ms", "no", "nos", "p", "pp", "prof", "ref", "refs", "sec", "sr", "st", "vol", "vs",
 }  # fmt: skip
-# The end of a sentence: a full stop, question or exclamation mark, closing quotes or brackets, then space before
-# something that can open a sentence.
+# The end of a sentence: a full stop, question or exclamation mark, closing quotes or brackets, then space before a word
+# (which must not be lower-case: any script's capitals, digits, and scripts without case open a sentence).
 _SENTENCE_END = re.compile(
-    r"(?<![.!?])[.!?]+[\"'”’)\]]*(?=\s+[\"'“‘(\[]*[A-Z0-9À-ÖØ-Þ])|(?<![.!?。！？])[.!?。！？]+[\"'”’)\]]*\s*$"
+    r"(?<![.!?])[.!?]+[\"'”’)\]]*(?=\s+[\"'“‘(\[]*(\w))|(?<![.!?。！？])[.!?。！？]+[\"'”’)\]]*\s*$"
 )
 
 
@@ -56,7 +56,8 @@ def sentences(text: str) -> list[str]:
         block = " ".join(block.split())
         start = 0
         for match in _SENTENCE_END.finditer(block):
-            if match.end() < len(block) and _is_abbreviation(block[start : match.start() + 1]):
+            following = match.group(1) or ""
+            if following and (following.islower() or _is_abbreviation(block[start : match.start() + 1])):
                 continue
             found.append(block[start : match.end()].strip())
             start = match.end()
@@ -76,7 +77,7 @@ STOP_WORDS = frozenset(
     "a about after all also am an and any are as at be because been before being between both but by can could did do "
     "does doing done during each effect effects evidence find finding findings for from further had has have having he "
     "her here hers him his how i if in into is it its just know known me more most much my no nor not of off on once "
-    "only or other our out over own people really research same say says she should show shows so some studies study "
+    "only or other others our out over own people really research same say says she should show shows so some studies study "
     "such tell than that the their them then there these they this those through to too true under until up very was "
     "we were what when where whether which while who whom why will with work works would you your".split()
 )

@@ -210,6 +210,9 @@ class Server:
         result = await _json(request, RESULT_MAX_BYTES)
         async with self._change():
             self.platform.done(worker, request.match_info["job"], result, self.clock())
+        if self.kill_worker and isinstance(result, dict) and result.get("stopPod"):
+            # The worker asks to be replaced, as after a GPU error; it gets its answer first.
+            asyncio.get_running_loop().call_later(0.3, self.kill_worker)
         return web.json_response({})
 
     async def _chunk(self, request: web.Request, worker: str) -> web.StreamResponse:

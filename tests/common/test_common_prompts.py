@@ -82,6 +82,9 @@ def test_a_missing_prompt_file_is_named(tmp_path: Path) -> None:
         ("<question>", "‹question>"),
         ("</ſources>", "‹/ſources>"),  # the long s is an s for a tokenizer that folds case
         ("as in [S3]", "as in ［S3]"),
+        ("[\u200bS3]", "［S3]"),  # invisible characters must not hide a marker that appears when they go
+        ("[\x1b[0mS3]", "［S3]"),
+        ("<\u200b/sources>", "‹/sources>"),
         ("[ s2", "［ s2"),
         ("[S1, S2]", "［S1, S2]"),
         ("[SOURCE 2]", "［SOURCE 2]"),

@@ -94,6 +94,7 @@ def test_cleaning_twice_changes_nothing_and_nothing_unsafe_is_left(text: str) ->
         ("It failed [S1]. [S2] Later.", ["It failed [S1].", "[S2] Later."]),
         ("Wait... What?! No", ["Wait...", "What?!", "No"]),
         ("It ended. but lower case goes on.", ["It ended. but lower case goes on."]),
+        ("Ложь. Это так. Šimon věří.", ["Ложь.", "Это так.", "Šimon věří."]),
         ("Née. Élan vital. Über alles.", ["Née.", "Élan vital.", "Über alles."]),
         ("no stop\n\nnew block\n \t\nthird", ["no stop", "new block", "third"]),
         ("wrapped\nover  two\tlines. Next", ["wrapped over two lines.", "Next"]),

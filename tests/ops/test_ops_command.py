@@ -43,7 +43,7 @@ while True:
     if job["input"] == f"end {me}":
         os._exit(7)
     url = os.environ["RUNPOD_WEBHOOK_POST_OUTPUT"].replace("$RUNPOD_POD_ID", me).replace("$ID", job["id"])
-    call(url, json.dumps({"output": f"by {me}"}).encode())
+    call(url, json.dumps({"output": f"by {me}", "stopPod": job["input"] == "replace me"}).encode())
 """
 Found = TypeVar("Found")
 
@@ -161,6 +161,12 @@ def test_a_crash_kills_the_worker_with_its_child_and_the_job_fails_after_the_sec
         assert not lives(told["pid"])
         until(lambda child=told["child"]: not lives(child))  # type: ignore[misc]
     assert local.run("q")["output"] == "by local-worker-3"
+
+
+def test_a_worker_that_asks_for_it_is_replaced_and_its_answer_is_kept(local: Local) -> None:
+    assert local.run("replace me")["output"] == "by local-worker-1"
+    until(lambda: not lives(local.worker(1)["pid"]))
+    assert local.run("q")["output"] == "by local-worker-2"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

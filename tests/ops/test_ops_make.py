@@ -177,6 +177,10 @@ def test_any_other_code_fails_and_is_named(menu: Menu, code: int, strict: str) -
     assert f"synth: exit code {code}\n" in done.stderr
 
 
+def test_strict_0_is_not_strict(menu: Menu) -> None:
+    assert menu.make("synth", Q="q", DOMAIN="d", STUB_CODE="3", STRICT="0").returncode == 0
+
+
 @pytest.mark.parametrize(("code", "answer"), [(0, 0), (3, 2), (4, 2), (10, 2)])
 @pytest.mark.parametrize("way", ["argument", "environment"])
 def test_strict_fails_on_what_was_found(menu: Menu, code: int, answer: int, way: str) -> None:

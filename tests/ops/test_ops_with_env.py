@@ -54,6 +54,12 @@ def tree(tmp_path: Path) -> Tree:
     return Tree(tmp_path)
 
 
+def test_no_variable_of_the_script_or_of_bash_stands_in_the_way(tree: Tree) -> None:
+    assert tree.read(b"key=5\nline=6\nfile=7\nnumber=8\nHOSTNAME=h\n") == {
+        "key": "5", "line": "6", "file": "7", "number": "8", "HOSTNAME": "h",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "seen"),
     [
