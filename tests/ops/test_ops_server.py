@@ -120,7 +120,7 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
         return int(runner.addresses[0][1])
 
     port = loop.run_until_complete(start())
-    thread = threading.Thread(target=loop.run_forever)
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     remote = Remote(port, server, clock)
     yield remote
