@@ -7,6 +7,8 @@ variable "VERSION" { default = "local" }
 # The base images; empty keeps the defaults of the Dockerfiles, pinned by digest.
 variable "PYTHON_BASE" { default = "" }
 variable "TORCH_BASE" { default = "" }
+# The torch that is installed where no TORCH_BASE brings one.
+variable "TORCH_VERSION" { default = "2.13.0" }
 # A hash of the image's input files, set by scripts/run to know later whether a build is due.
 variable "INPUTS" { default = "" }
 
@@ -14,11 +16,11 @@ target "_common" {
   args = {
     PYTHON_BASE = PYTHON_BASE != "" ? PYTHON_BASE : null
     TORCH_BASE  = TORCH_BASE != "" ? TORCH_BASE : null
+    TORCH_VERSION = TORCH_VERSION
   }
   labels = {
-    "org.opencontainers.image.title"    = "open-synthesis"
-    "org.opencontainers.image.licenses" = "Apache-2.0"
-    "org.open-synthesis.inputs"         = INPUTS
+    "org.opencontainers.image.title" = "open-synthesis"
+    "org.open-synthesis.inputs"      = INPUTS
   }
 }
 
@@ -64,7 +66,8 @@ target "test" {
     ]
   }
   inherits = [item.image]
-  # Nothing is tested on a GPU here, so the CPU build of torch will do: gigabytes less to pull.
+  # Nothing is tested on a GPU here, so the CPU build of torch will do: gigabytes less to pull, and this machine's kind.
+  platforms = []
   args = { TORCH_BASE = TORCH_BASE != "" ? TORCH_BASE : "cpu-torch" }
   # The tree as .dockerignore lets it through: an allow-list, so .env stays out here too.
   contexts        = { root = "." }

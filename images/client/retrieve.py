@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import chunks
 import embedding
 import ingest
 import settings
@@ -17,8 +18,9 @@ from common.text import clean
 from records import label
 
 
-def retrieve(question: str, name: str, configuration: settings.Settings) -> tuple[list[dict[str, Any]], str]:
-    """The manifest of a question (entries S1…Sn, best first) and the hash of the corpus it was taken from.
+def retrieve(question: str, name: str, configuration: settings.Settings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The manifest of a question (entries S1…Sn, best first) and the corpus it was taken from: sha256 of
+    the records, chunker version, embedding model.
 
     Loads the shipped corpus on first use, and rebuilds an index that is behind its records. Raises Problem (exit 2) for
     a domain that does not exist and for a question that nothing in the domain is near to.
@@ -43,12 +45,14 @@ def retrieve(question: str, name: str, configuration: settings.Settings) -> tupl
             print(f"the index of {name} was behind: {ingest.update(domain, embedder)}", file=sys.stderr)
     near = [hit for hit in hits if hit.similarity >= configuration.min_similarity]
     if not near:
-        best = f"the nearest has similarity {hits[0].similarity:.2f}, min_similarity in config/inference.yaml is {configuration.min_similarity}"
+        best = f"the nearest has similarity {hits[0].similarity:.2f}" if hits else "it is empty"
         raise Problem(
-            f"nothing in domain {name} is near to this question ({best if hits else 'it is empty'});"
+            f"nothing in domain {name} is near to this question ({best}, min_similarity in config/inference.yaml is"
+            f" {configuration.min_similarity});"
             " no job was sent. Ask differently, or add documents with make ingest"
         )
-    return [_entry(number, hit) for number, hit in enumerate(near, 1)], corpus_hash
+    corpus = {"sha256": corpus_hash, "chunker": chunks.CHUNKER, "embedding_model": embedder.name}
+    return [_entry(number, hit) for number, hit in enumerate(near, 1)], corpus
 
 
 def _entry(number: int, hit: store.Hit) -> dict[str, Any]:

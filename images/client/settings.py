@@ -176,11 +176,11 @@ def _jobs_url() -> str:
 
 
 def _is_near(host: str) -> bool:
-    """Is this host the machine itself or a container beside this one (a name without a dot)?
+    """Is this host the machine itself or the local RunPod's container?
 
     A key must not cross a network in the clear, so plain HTTP is for these only.
     """
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return "." not in host and not host[0].isdigit()  # "134744072" is an address too
+        return host == "localhost" or (host.startswith("open-synthesis-") and "." not in host)

@@ -133,15 +133,21 @@ class Domain:
         """The records by id, in the order they came."""
         return {record.id: record for record in records.read(self.records_file)} if self.exists() else {}
 
-    def merge(self, new: Sequence[Record]) -> dict[str, int]:
-        """Add the records or replace those with the same id. Returns the counts added, changed, unchanged."""
+    def merge(self, new: Sequence[Record], gone: Sequence[str] = ()) -> dict[str, int]:
+        """Add the records or replace those with the same id, and remove the ids that are gone.
+
+        Returns the counts added, changed, unchanged, and removed if there are any.
+        """
         held = self.records()
         counts = {"added": 0, "changed": 0, "unchanged": 0}
+        for document_id in gone:
+            del held[document_id]
+            counts["removed"] = len(gone)
         for record in new:
             before = held.get(record.id)
             counts["unchanged" if before == record else "changed" if before else "added"] += 1
             held[record.id] = record
-        if counts["added"] or counts["changed"]:
+        if counts["added"] or counts["changed"] or gone:
             write_atomic(self.records_file, to_json_lines([asdict(record) for record in held.values()]))
         return counts
 
@@ -197,9 +203,9 @@ class Domain:
         self._write_state({**self.state(), "index": index})
         return {"chunks": len(wanted), "embedded": len(new), "deleted": len(gone)}
 
-    def note_shipped(self, digest: str) -> None:
-        """Remember which version of the shipped corpus has been loaded."""
-        self._write_state({**self.state(), "shipped_sha256": digest})
+    def note_shipped(self, digest: str, prints: dict[str, str]) -> None:
+        """Remember which version of the shipped corpus has been loaded, and the fingerprint of each of its records."""
+        self._write_state({**self.state(), "shipped_sha256": digest, "shipped": prints})
 
     def _write_state(self, state: dict[str, Any]) -> None:
         write_atomic(self.state_file, to_json(state))

@@ -3,7 +3,7 @@
     Q="Does ego depletion replicate?" DOMAIN=psychology python -m synth
 
 The text goes to stdout, everything else to stderr. Exit codes: 0 clean; 2 bad input or nothing near the question (no
-job was sent); 3 done, but citations were flagged; 5 the job failed; 75 try again later; 130 interrupted (the job is
+job was sent); 3 done, but something was flagged; 5 the job failed; 75 try again later; 130 interrupted (the job is
 cancelled).
 """
 
@@ -12,8 +12,9 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import retrieve
 import settings
@@ -22,17 +23,72 @@ from common.problems import FLAGGED, INTERRUPTED, OK, REMOTE_FAILED, Problem, ru
 from common.text import clean
 
 TTL_MARGIN = 60  # seconds that a job may live beyond its queue and execution time
+MAX_TTL = 604_800  # RunPod refuses a longer life: 7 days
 EXTRACTIVE_NOTE = "Extractive answer: sentences quoted word for word from the sources, chosen by word overlap. No language model wrote or judged this text."
 CUT_NOTE = "The answer was cut off at max_new_tokens."
 
 
+class Interrupts:
+    """SIGINT, SIGTERM and SIGHUP as KeyboardInterrupt, at the moments when one can be acted upon.
+
+    While a job is being sent they are held back, so that a job is never left behind without an id to cancel it by; while
+    it is being cancelled, and while its answer is being kept, they are not heard at all: both are short.
+    """
+
+    def __init__(self) -> None:
+        self.arrived = False
+        self.mode = "raise"
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
+                self.before[number] = signal.signal(number, self._arrive)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _arrive(self, number: int, frame: FrameType | None) -> None:
+        if self.mode == "raise":
+            raise KeyboardInterrupt
+        self.arrived = self.arrived or self.mode == "hold"
+
+    def set(self, mode: Literal["raise", "hold", "deaf"]) -> None:
+        """Change the mode; what was held back is raised on the change to "raise"."""
+        self.mode = mode
+        if mode == "raise" and self.arrived:
+            raise KeyboardInterrupt
+
+    def during(self, sleep: Callable[[float], None]) -> Callable[[float], None]:
+        """`sleep`, but heard by held-back signals: while a client waits between two calls, none is under way."""
+
+        def pause(seconds: float) -> None:
+            if self.mode != "hold":
+                sleep(seconds)
+                return
+            self.set("raise")
+            try:
+                sleep(seconds)
+            finally:
+                self.mode = "hold"
+
+        return pause
+
+
 def main() -> int:
     """One question, one run."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    with Interrupts() as interrupts:
+        return answer(interrupts)
+
+
+def answer(interrupts: Interrupts) -> int:
+    """Retrieve, send one job, follow it to its end, keep and print what came of it."""
     question, domain, configuration = settings.question(), settings.domain(), settings.load()
     endpoint = settings.endpoint()
     started = time.monotonic()
-    manifest, corpus_hash = retrieve.retrieve(question, domain, configuration)
+    manifest, corpus = retrieve.retrieve(question, domain, configuration)
     retrieved_in = time.monotonic() - started
     print(f"{len(manifest)} sources from {domain} in {retrieved_in:.2f} s", file=sys.stderr)
 
@@ -43,6 +99,7 @@ def main() -> int:
 
     shown = progress.Progress()
     client = jobs.JobClient(endpoint, warn=shown.note)
+    client.sleep = interrupts.during(client.sleep)
     before = client.health()
     workers = before.get("workers")
     shown.cold = isinstance(workers, dict) and not any(workers.get(kind) for kind in ("ready", "idle", "running"))
@@ -51,42 +108,54 @@ def main() -> int:
         "sources": [{"id": e["id"], "text": e["text"], "label": e["label"]} for e in manifest],
         **configuration.sampling(),
     }
-    lifetime = configuration.queue_timeout + configuration.execution_timeout + TTL_MARGIN
+    lifetime = min(configuration.queue_timeout + configuration.execution_timeout + TTL_MARGIN, MAX_TTL)
     policy = {"ttl": lifetime * 1000, "executionTimeout": configuration.execution_timeout * 1000}
     # Before the job: a folder that cannot be written must not cost one.
     kept = bundle.Bundle(question, domain)
+    job = {"id": None, "endpoint": endpoint.id, "url": endpoint.url, "policy": policy}
     try:
         kept.write("sources.json", manifest)
-        job_id = client.submit(job_input, policy, before)
-    except BaseException:
-        kept.discard()
-        raise
-    try:
         kept.note(
             format=1,
             question=question,
             domain=domain,
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            job={"id": job_id, "endpoint": endpoint.id, "url": endpoint.url, "policy": policy},
+            job=job,
             config=vars(configuration),
-            corpus={"sha256": corpus_hash},
+            corpus=corpus,
         )
+        interrupts.set("hold")
+        job_id = client.submit(job_input, policy, before)
+    except jobs.Unconfirmed as problem:
+        kept.note(outcome="UNCONFIRMED", error=str(problem))
+        raise Problem(f"{problem}\nRun: {kept.finish()}", problem.code) from None
+    except BaseException:
+        kept.discard()
+        raise
+    try:
+        kept.note(job={**job, "id": job_id})
+        interrupts.set("raise")
         view = client.wait(job_id, configuration.queue_timeout, configuration.execution_timeout, shown.show)
+        interrupts.set("deaf")
     except BaseException as problem:
+        interrupts.set("deaf")
         shown.close()
-        if isinstance(problem, KeyboardInterrupt) or not isinstance(problem, Problem):
+        interrupted = isinstance(problem, KeyboardInterrupt)
+        if not isinstance(problem, Problem):  # where waiting gives up by itself, it has cancelled already
+            print(f"{'interrupted' if interrupted else 'failed'}: cancelling job {job_id} …", file=sys.stderr)
             cancelled = client.cancel(job_id)
-            print(
-                f"interrupted: job {job_id} {'was cancelled' if cancelled else 'could not be cancelled'}",
-                file=sys.stderr,
-            )
-        kept.note(states=shown.states, outcome=_outcome(problem), error=str(problem) or None)
+            print(f"job {job_id} {'was cancelled' if cancelled else 'could not be cancelled'}", file=sys.stderr)
+        outcome = "INTERRUPTED" if interrupted else "GIVEN_UP"
+        kept.note(states=shown.states, outcome=outcome, error=str(problem) or None)
         print(f"Run: {kept.finish()}", file=sys.stderr)
-        if isinstance(problem, KeyboardInterrupt):
+        if interrupted:
             return INTERRUPTED
         raise
     shown.close()
     execution_ms = view.get("executionTime")
+    output = jobs.synthesis_of(view)
+    if output is not None:
+        kept.write("output.json", output)  # first of all: whatever fails from here on, the answer is kept
     kept.note(
         states=shown.states,
         timings={
@@ -98,7 +167,6 @@ def main() -> int:
         # RunPod bills execution time; the price of this endpoint's GPU is not known to the client.
         cost={"execution_seconds": execution_ms / 1000 if isinstance(execution_ms, int) else None, "usd": None},
     )
-    output = jobs.synthesis_of(view)
     if output is None:
         state = str(view.get("status"))
         reason = (
@@ -117,7 +185,7 @@ def _deliver(kept: Any, question: str, domain: str, manifest: list[dict[str, Any
 
     text = clean(output["synthesis"])
     claims = citations.claims(text, {entry["id"] for entry in manifest})
-    flags = citations.flags(claims)
+    flags = [*citations.flags(claims), *citations.markup(text)]
     if not text.strip():
         flags.append({"kind": "empty", "detail": "the synthesis is empty", "claim": ""})
     cited = sorted({source for claim in claims for source in claim.cited})
@@ -142,14 +210,6 @@ def _deliver(kept: Any, question: str, domain: str, manifest: list[dict[str, Any
     for flag in flags:
         print(f"flagged: {flag['kind']} {flag['detail']}: {flag['claim'][:120]}", file=sys.stderr)
     return FLAGGED if flags else OK
-
-
-def _outcome(problem: BaseException) -> str:
-    return "INTERRUPTED" if isinstance(problem, KeyboardInterrupt) else "GIVEN_UP"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from common.prompts import LIKE_A_CITATION
 from common.text import sentences
 
 # One bracket of source ids, separated by comma, semicolon, "and" or "&"; a hyphen or dash between two ids is a range.
-_ID = r"S\d+"
+_ID = r"S[0-9]{1,6}"
 _BRACKET = re.compile(rf"\[\s*({_ID}(?:\s*(?:[,;&–—-]|and)\s*{_ID})*)\s*\]")
 _PART = re.compile(rf"({_ID})(?:\s*[–—-]\s*({_ID}))?")
 # Brackets that look like a citation and are not one of ours: "[3]", "[SOURCE 2]", "[Source: S1]", "[S1, p. 4]".
-_FOREIGN = re.compile(rf"\[(?={LIKE_A_CITATION})[^\[\]]{{0,80}}\]", re.I)
+_FOREIGN = re.compile(rf"\[(?={LIKE_A_CITATION})[^\[\]]*\]", re.I)
 _BRACKETS = rf"(?:{_BRACKET.pattern}\s*)+"
 _ONLY_BRACKETS = re.compile(rf"{_BRACKETS}\.?")
 _AFTER_STOP = re.compile(rf"(?<!\bet al)([.!?][\"'”’)]*)\s*({_BRACKETS})")
@@ -96,6 +96,33 @@ def _lines(synthesis: str) -> list[str]:
         elif line:
             lines.append(line)
     return lines
+
+
+# What a source or a question can talk a model into, and what a Markdown viewer would obey: pictures and pages from
+# elsewhere, and a reference list that did not come from the records.
+_MARKUP = (
+    ("image", re.compile(r"!\[[^\]\n]*\]\s*[(\[]")),
+    ("link", re.compile(r"(?<!!)\[[^\]\n]*\]\([^)\n]*\)")),
+    (
+        "html",
+        re.compile(
+            r"<\s*/?\s*(?:a|base|body|embed|form|html|iframe|img|input|link|meta|object|script|style|svg|video)\b", re.I
+        ),
+    ),
+    (
+        "reference list",
+        re.compile(r"^[\s#*_>-]*(?:references|bibliography|works cited|sources)\b[\s:*_]*$", re.I | re.M),
+    ),
+)
+
+
+def markup(synthesis: str) -> list[dict[str, str]]:
+    """One flag of kind `markup` for each thing in a synthesis that is not plain cited text."""
+    return [
+        {"kind": "markup", "detail": name, "claim": match.group().strip()}
+        for name, pattern in _MARKUP
+        for match in pattern.finditer(synthesis)
+    ]
 
 
 def flags(found: list[Claim]) -> list[dict[str, str]]:

@@ -18,14 +18,15 @@ import signal
 import sys
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import ClientError, ClientSession, web
 
 from common.files import write_atomic
-from common.problems import OK, Problem, run
+from common.problems import OK, TRY_LATER, Problem, run
 from local_runpod.platform import Platform
 from local_runpod.server import Server
 
 ENDPOINT = "local"
+READY_TIMEOUT = 30.0  # seconds
 RESTART_DELAY = (0.5, 10.0)  # seconds, doubled from the first to the second while the worker keeps ending at once
 
 
@@ -46,6 +47,18 @@ def worker_environment(base_url: str, worker_id: str, key: str) -> dict[str, str
         "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
         "RUNPOD_SKIP_GPU_CHECK": "true",
     }
+
+
+async def worker_is_ready(base_url: str, key: str) -> bool:
+    """Ask a server for its health until it reports a ready worker; False once READY_TIMEOUT has passed."""
+    async with ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
+        for _ in range(int(READY_TIMEOUT / 0.2)):
+            with contextlib.suppress(ClientError):
+                async with session.get(f"{base_url}/v2/{ENDPOINT}/health") as response:
+                    if response.status == 200 and (await response.json())["workers"]["ready"]:
+                        return True
+            await asyncio.sleep(0.2)
+    return False
 
 
 async def supervise(command: list[str], base_url: str, server: Server) -> None:
@@ -120,6 +133,7 @@ def main() -> int:
         "--worker-timeout", type=float, default=30.0, help="seconds of silence after which a worker is lost"
     )
     parser.add_argument("--print-worker-environment", metavar="URL", help="print the variables of a worker, and end")
+    parser.add_argument("--wait", metavar="URL", help="wait until a worker is ready at that server, and end")
     parser.add_argument("--worker", nargs=argparse.REMAINDER, help="the command of a worker to keep running")
     arguments = parser.parse_args()
     key = os.environ.get("LOCAL_RUNPOD_KEY")
@@ -130,6 +144,10 @@ def main() -> int:
     if url := arguments.print_worker_environment:
         for name, value in worker_environment(url, "local-worker", key).items():
             print(f"{name}={value}")
+        return OK
+    if arguments.wait:
+        if not asyncio.run(worker_is_ready(arguments.wait, key)):
+            raise Problem(f"no worker was ready within {READY_TIMEOUT:.0f} s", TRY_LATER)
         return OK
     asyncio.run(serve(arguments, key))
     return OK

@@ -97,6 +97,8 @@ class Server:
             self._authorise(request, f"Bearer {self.key}")
             faults = self.platform.route_faults(route)
             if slow := faults.get("slow"):
+                # Read first, so that the request is served even if the client has left meanwhile, as behind a gateway.
+                await request.read()
                 await asyncio.sleep(slow.seconds)
             if http := faults.get("http"):
                 return _http_fault(http)

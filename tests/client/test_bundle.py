@@ -22,6 +22,7 @@ from tests.client.support import (
 )
 
 import bundle
+import chunks
 from common import citations
 from common.problems import FLAGGED, OK, Problem
 from records import label, reference
@@ -43,8 +44,9 @@ def run(client: Client, scripted: Scripted) -> Path:
     return client.only_run()
 
 
-def test_the_folder_holds_four_files_and_run_json_every_fact(client: Client, run: Path) -> None:
-    assert sorted(file.name for file in run.iterdir()) == ["claims.json", "run.json", "sources.json", "synthesis.md"]
+def test_the_folder_holds_five_files_and_run_json_every_fact(client: Client, run: Path) -> None:
+    files = ["claims.json", "output.json", "run.json", "sources.json", "synthesis.md"]
+    assert sorted(file.name for file in run.iterdir()) == files
     note = load(run / "run.json")
     assert set(note) == {
         "format", "question", "domain", "created", "job", "config", "corpus", "states", "timings", "cost", "outcome",
@@ -53,7 +55,12 @@ def test_the_folder_holds_four_files_and_run_json_every_fact(client: Client, run
     assert (note["format"], note["question"], note["domain"], note["outcome"]) == (1, NAPS, "sleep", "COMPLETED")
     assert note["config"] == CONFIGURATION
     records = (client.store / "sleep" / "records.jsonl").read_bytes()
-    assert note["corpus"] == {"sha256": hashlib.sha256(records).hexdigest()}
+    assert note["corpus"] == {
+        "sha256": hashlib.sha256(records).hexdigest(),
+        "chunker": chunks.CHUNKER,
+        "embedding_model": "all-MiniLM-L6-v2",
+    }
+    assert load(run / "output.json")["model"] == note["model"]
     assert note["job"] == {
         "id": "job-1",
         "endpoint": "ep",
@@ -101,7 +108,7 @@ def test_flags_can_be_computed_again_from_the_folder_alone(run: Path) -> None:
 def test_references_are_rendered_from_the_metadata_of_what_is_cited(run: Path) -> None:
     manifest = load(run / "sources.json")
     page = (run / "synthesis.md").read_text()
-    head, references = page.split("\n\n## References\n\n")
+    head, references = page.split("\n\n## References (from the records)\n\n")
     assert head.startswith(f"> {NAPS}\n\n**Summary**\n\nNaps improve alertness [S1].")
     listed, tail = references.split("\n\n")
     assert listed.splitlines() == [f"- [{entry['id']}] {reference(entry['metadata'])}" for entry in manifest[:2]]
@@ -179,7 +186,7 @@ def test_the_folder_is_hidden_while_the_job_runs_and_holds_its_id(
     seen: list[tuple[list[str], str]] = []
 
     def look(job: dict[str, Any]) -> dict[str, Any]:
-        wait_for(lambda: (client.runs()[0] / "run.json").exists())
+        wait_for(lambda: load(client.runs()[0] / "run.json")["job"]["id"] is not None)
         [folder] = client.runs()
         seen.append(
             ([folder.name[:1], *sorted(file.name for file in folder.iterdir())], load(folder / "run.json")["job"]["id"])

@@ -73,7 +73,7 @@ def test_a_title_cannot_forge_a_reference(evil: Client, scripted: Scripted) -> N
     scripted.status({"status": "COMPLETED", **answer("Naps help [S1-S4].")})
     assert evil.run("synth", Q=NAPS, DOMAIN="sleep").code == OK
     page = (evil.only_run() / "synthesis.md").read_text()
-    references = page.split("## References\n\n")[1].split("\n\n")[0].splitlines()
+    references = page.split("## References (from the records)\n\n")[1].split("\n\n")[0].splitlines()
     assert [line[:6] for line in references] == ["- [S1]", "- [S2]", "- [S3]", "- [S4]"]
     assert page.count("\n## ") == 1
 

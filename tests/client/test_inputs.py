@@ -230,7 +230,14 @@ def test_a_password_in_the_jobs_url_is_not_shown(client: Client, scripted: Scrip
 
 
 @pytest.mark.parametrize(
-    "url", ["http://localhost:1/v2/", "http://127.0.0.1:1/v2", "http://[::1]:1/v2", "http://runpod:8000/v2", ""]
+    "url",
+    [
+        "http://localhost:1/v2/",
+        "http://127.0.0.1:1/v2",
+        "http://[::1]:1/v2",
+        "http://open-synthesis-0a1b2c3d-runpod:8000/v2",
+        "",
+    ],
 )
 def test_this_machine_a_container_beside_it_and_runpod_are_fine(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     for name, value in (("RUNPOD_JOBS_URL", url), ("RUNPOD_ENDPOINT_ID", "ep"), ("RUNPOD_API_KEY", KEY)):

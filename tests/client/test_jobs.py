@@ -15,7 +15,7 @@ from tests.client.support import KEY, Answer, Scripted, Tempo
 
 import jobs
 from common.problems import BAD_INPUT, REMOTE_FAILED, TRY_LATER, Problem
-from jobs import CallFailed, JobClient
+from jobs import CallFailed, JobClient, Unconfirmed
 from settings import Endpoint
 
 POLICY = {"ttl": 180_000, "executionTimeout": 60_000}
@@ -27,7 +27,6 @@ DONE = {"status": "COMPLETED", "output": {}}
 TRANSIENT = [408, 425, 429, 500, 502, 503, 504, 524]
 # Of these it is known that the request was not acted on.
 REFUSED = [408, 425, 429, 503]
-LOST = [500, 502, 504, 524]
 PERMANENT = {
     400: "the request was refused",
     401: "the key was refused; check RUNPOD_API_KEY in .env",
@@ -220,15 +219,27 @@ def test_a_job_that_was_not_taken_is_sent_again(job_client: JobClient, server: S
     assert server.asked("health") == []
 
 
-AMBIGUOUS = [
-    *(Answer({}, status) for status in LOST),
+FAILED_ANSWERS = [Answer({}, status) for status in (500, 502)]
+LOST_ANSWERS = [
+    *(Answer({}, status) for status in (504, 520, 524)),  # a gateway did not wait: the job may arrive later
     Answer(b"<html>"),
     Answer({"status": "IN_QUEUE"}),
     Answer({"id": 5}),
 ]
 
 
-@pytest.mark.parametrize("answer", AMBIGUOUS)
+@pytest.mark.parametrize("answer", LOST_ANSWERS)
+def test_a_job_whose_answer_is_lost_is_never_sent_again_whatever_the_counters_say(
+    job_client: JobClient, server: Scripted, answer: Answer
+) -> None:
+    server.script["run"] = [answer, Answer({"id": "job-2"})]
+    server.script["health"] = [Answer(IDLE)]
+    with pytest.raises(Unconfirmed, match=r"may have been accepted\. It was not sent again"):
+        job_client.submit({}, POLICY, IDLE)
+    assert (len(server.asked("run")), server.asked("health")) == (1, [])
+
+
+@pytest.mark.parametrize("answer", FAILED_ANSWERS)
 def test_a_job_whose_fate_is_unknown_is_sent_again_only_if_the_counters_show_that_it_never_came(
     job_client: JobClient, server: Scripted, answer: Answer
 ) -> None:
@@ -238,17 +249,18 @@ def test_a_job_whose_fate_is_unknown_is_sent_again_only_if_the_counters_show_tha
     assert (len(server.asked("run")), len(server.asked("health"))) == (2, 2)
 
 
-@pytest.mark.parametrize("answer", AMBIGUOUS)
+@pytest.mark.parametrize("answer", FAILED_ANSWERS)
 @pytest.mark.parametrize(
     "health",
     [
         [Answer({"jobs": {"completed": 3, "inQueue": 2}})],
+        [Answer({"jobs": {"completed": 4, "inQueue": 0}})],
         [Answer({"jobs": {"completed": 3, "inQueue": 1}}), Answer({"jobs": {"completed": 4, "inQueue": 1}})],
         [Answer({}, 503)],
         [Answer({"jobs": None})],
         [Answer({"jobs": {"completed": "3", "inQueue": [1]}})],
     ],
-    ids=["one more", "one more at the second look", "no counters", "null", "nonsense"],
+    ids=["one more", "another sum of one", "one more at the second look", "no counters", "null", "nonsense"],
 )
 def test_a_job_that_may_have_come_is_never_sent_again(
     job_client: JobClient, server: Scripted, answer: Answer, health: list[Answer]
@@ -308,16 +320,19 @@ def test_every_final_state_ends_the_wait(job_client: JobClient, server: Scripted
     assert server.asked("cancel") == []
 
 
-def test_an_unknown_job_is_asked_for_thrice_before_its_result_counts_as_expired(
-    job_client: JobClient, server: Scripted
+def test_an_unknown_job_is_asked_for_a_while_and_cancelled_before_its_result_counts_as_expired(
+    job_client: JobClient, server: Scripted, still: Tempo
 ) -> None:
     gone = Answer({"error": "job not found"}, 404)
     server.script["status"] = [gone, gone, Answer(RUNNING), gone, gone, Answer(DONE)]
     assert wait(job_client)[0]["status"] == "COMPLETED"
     server.script["status"] = [gone]
+    still.sleeps.clear()
     with pytest.raises(Problem, match="job job-1 is no longer known: its result has expired") as caught:
         wait(job_client)
     assert caught.value.code == REMOTE_FAILED
+    assert 15 <= sum(still.sleeps) < 25
+    assert len(server.asked("cancel")) == 1
 
 
 @pytest.mark.parametrize(

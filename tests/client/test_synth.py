@@ -98,6 +98,14 @@ def test_sources_sampling_and_limits_are_sent_as_configured(client: Client, scri
     assert [source["id"] for source in sent["sources"]] == ["S1", "S2", "S3"]
 
 
+def test_the_longest_times_allowed_make_a_job_that_runpod_takes(
+    client: Client, platform: LocalRunPod, worker: Worker
+) -> None:
+    client.configure(queue_timeout=86_400, execution_timeout=604_800)
+    assert client.run("synth", **ASK).code == OK
+    assert client.note()["job"]["policy"] == {"ttl": 604_800_000, "executionTimeout": 604_800_000}
+
+
 def test_no_seed_is_sent_as_null(client: Client, scripted: Scripted) -> None:
     client.configure(seed=None)
     assert client.run("synth", **ASK).code == OK
@@ -252,6 +260,8 @@ def served(client: Client, platform: LocalRunPod, worker: Worker, before: int) -
 def test_an_http_fault_is_survived(
     client: Client, platform: LocalRunPod, worker: Worker, tempo: Tempo, route: str, status: int
 ) -> None:
+    if (route, status) == ("run", 504):
+        pytest.skip("a gateway's timeout leaves the job's fate open: tested below")
     before = platform.jobs()
     platform.arm("http", route=route, status=status)
     served(client, platform, worker, before)
@@ -264,13 +274,13 @@ def test_retry_after_is_honoured(
     before = platform.jobs()
     platform.arm("http", route=route, status=429, retry_after=12)
     served(client, platform, worker, before)
-    assert 12 in tempo.sleeps
+    assert sum(tempo.sleeps) >= 12
 
 
 @pytest.mark.parametrize(
     ("kind", "route"),
     [
-        *(("html", route) for route in ("health", "run", "status")),
+        *(("html", route) for route in ("health", "status")),
         *(("slow", route) for route in ("health", "run", "status")),
         *(("lost_answer", route) for route in ("health", "status")),
         ("unknown_state", "status"),
@@ -284,6 +294,19 @@ def test_a_fault_on_the_way_is_survived(
     served(client, platform, worker, before)
 
 
+@pytest.mark.parametrize("fault", [{"kind": "http", "status": 504}, {"kind": "html"}], ids=["504", "html"])
+def test_a_job_that_a_gateway_did_not_wait_for_is_not_sent_a_second_time(
+    client: Client, platform: LocalRunPod, worker: Worker, tempo: Tempo, fault: dict[str, Any]
+) -> None:
+    before = platform.jobs()
+    platform.arm(fault.pop("kind"), route="run", **fault)
+    outcome = client.run("synth", **ASK)
+    assert outcome.code == TRY_LATER
+    assert "it may have been accepted. It was not sent again" in outcome.err
+    assert platform.jobs() == before
+    assert (client.note()["outcome"], client.note()["job"]["id"]) == ("UNCONFIRMED", None)
+
+
 def test_a_job_whose_answer_was_lost_is_not_sent_a_second_time(
     client: Client, platform: LocalRunPod, worker: Worker, tempo: Tempo
 ) -> None:
@@ -295,7 +318,7 @@ def test_a_job_whose_answer_was_lost_is_not_sent_a_second_time(
     wait_for(lambda: len(worker.taken) == 1)
     time.sleep(0.2)
     assert (platform.jobs() - before, len(worker.taken)) == (1, 1)
-    assert client.runs() == []
+    assert client.note()["outcome"] == "UNCONFIRMED"
 
 
 def test_a_job_that_is_stuck_is_cancelled_with_the_cause(
@@ -332,7 +355,7 @@ def test_a_fault_while_cancelling_is_survived(
         ("crash", "ended FAILED: job timed out after 1 retries", 2),
         ("fail", "ended FAILED: INTERNAL: fault injected", 1),
         ("no_output", "ended COMPLETED without the synthesis it should hold", 1),
-        ("expire", "is no longer known: its result has expired (RunPod keeps it 30 minutes)", 1),
+        ("expire", "is no longer known: its result has expired (RunPod keeps one for 30 minutes)", 1),
     ],
 )
 def test_a_job_that_fails_there_fails_here(
@@ -415,8 +438,37 @@ def test_a_signal_cancels_the_job(
     outcome = client.finish(process)
     note = no_synthesis(client, outcome)
     assert outcome.code == INTERRUPTED
-    assert f"interrupted: job {note['job']['id']} was cancelled\n" in outcome.err
+    assert f"interrupted: cancelling job {note['job']['id']} …\njob {note['job']['id']} was cancelled\n" in outcome.err
     assert note["outcome"] == "INTERRUPTED"
+    assert platform.state(note["job"]["id"]) == "CANCELLED"
+
+
+def test_a_signal_while_the_job_is_being_sent_waits_for_its_id_and_cancels_it(
+    client: Client, platform: LocalRunPod, worker: Worker
+) -> None:
+    worker.result = lambda job: None
+    platform.arm("slow", route="run", seconds=1)
+    process = client.start("synth", **ASK)
+    wait_for(lambda: platform.armed() == [])
+    process.send_signal(signal.SIGTERM)
+    outcome = client.finish(process)
+    assert outcome.code == INTERRUPTED
+    note = client.note()
+    assert f"job {note['job']['id']} was cancelled" in outcome.err
+    assert (note["outcome"], platform.state(note["job"]["id"])) == ("INTERRUPTED", "CANCELLED")
+
+
+def test_a_second_signal_does_not_stop_the_cancelling(client: Client, platform: LocalRunPod) -> None:
+    platform.arm("stuck")
+    platform.arm("slow", route="cancel", seconds=1)
+    process = client.start("synth", **ASK)
+    wait_for(lambda: len(platform.armed()) == 1)
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: platform.armed() == [])
+    process.send_signal(signal.SIGINT)
+    outcome = client.finish(process)
+    note = client.note()
+    assert (outcome.code, note["outcome"]) == (INTERRUPTED, "INTERRUPTED")
     assert platform.state(note["job"]["id"]) == "CANCELLED"
 
 
