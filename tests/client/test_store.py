@@ -439,6 +439,24 @@ def test_a_persons_own_records_may_come_before_the_shipped_corpus(client: Client
     assert len(outcome.out.splitlines()) == 3
 
 
+def test_a_new_shipped_version_leaves_what_the_person_changed_and_removes_what_is_gone(client: Client) -> None:
+    ask = {"Q": NAPS, "DOMAIN": "dreams"}
+    first, second, third = SLEEP[:3]
+    shipped = client.corpus / "dreams.jsonl"
+    shipped.write_bytes(as_lines(first, second, third))
+    assert client.run("retrieve", **ask).code == OK
+    assert client.ingest("dreams", {**first, "title": "Corrected by hand"}).code == OK
+    shipped.write_bytes(as_lines({**first, "year": 1999}, {**second, "year": 1999}))
+    outcome = client.run("retrieve", **ask)
+    assert "dreams: 0 added, 1 changed, 0 unchanged, 1 removed, 1 kept as you changed them" in outcome.err
+    lines = (client.store / "dreams" / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    held = {record["id"]: record for record in map(json.loads, lines)}
+    assert held.keys() == {first["id"], second["id"]}
+    assert held[first["id"]]["title"] == "Corrected by hand"
+    assert held[second["id"]]["year"] == 1999
+    assert client.run("retrieve", **ask).err == ""
+
+
 def test_a_shipped_corpus_is_not_changed_by_its_use(client: Client) -> None:
     (client.corpus / "dreams.jsonl").write_bytes(as_lines(*SLEEP))
     before = tree_of(client.corpus)

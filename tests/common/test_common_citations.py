@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.citations import Claim, cited, claims, flags, malformed
+from common.citations import Claim, cited, claims, flags, malformed, markup
 
 KNOWN = ["S1", "S2", "S3"]
 
@@ -104,6 +104,27 @@ def test_flags_name_each_problem_with_its_sentence() -> None:
 
 def test_a_clean_synthesis_has_no_flags() -> None:
     assert flags(claims("# T\n\nOne [S1]. Two [S2, S3].\n\n- Three [S1-S3]", KNOWN)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "details"),
+    [
+        ("See ![x](https://evil.example/?q=1) [S1].", ["image"]),
+        ("See [the paper](https://evil.example) [S1].", ["link"]),
+        ("Naps help <img src=x> [S1].", ["html"]),
+        ("Naps help [S1].\n\n## References\n- [S1] Fake, A. (2020).", ["reference list"]),
+        ("Naps help [S1].\n**Bibliography:**", ["reference list"]),
+        ("Naps help [S1] (p < .05, a<b) [S2, S3].\nReferences to sleep abound [S1].", []),
+    ],
+)
+def test_markup_that_is_not_plain_cited_text_is_flagged(text: str, details: list[str]) -> None:
+    assert [(flag["kind"], flag["detail"]) for flag in markup(text)] == [("markup", detail) for detail in details]
+
+
+def test_an_endless_id_is_reported_and_breaks_nothing() -> None:
+    bracket = f"[S1-S{'1' * 5000}]"
+    [claim] = claims(f"Naps help {bracket}.", KNOWN)
+    assert (claim.cited, claim.malformed) == ([], [bracket])
 
 
 fragments = st.lists(

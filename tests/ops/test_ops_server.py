@@ -457,6 +457,17 @@ def test_a_slow_request_is_served_late(remote: Remote) -> None:
     assert 0.2 <= time.monotonic() - start < 3
 
 
+def test_a_slow_request_is_served_even_if_the_client_has_left(remote: Remote) -> None:
+    remote.arm("slow", route="run", seconds=0.3)
+    gone = http.client.HTTPConnection("127.0.0.1", remote.port)
+    gone.request("POST", "/v2/local/run", json.dumps({"input": {"prompt": "q"}}), {"Authorization": f"Bearer {KEY}"})
+    gone.close()
+    end = time.monotonic() + 5
+    while remote.client("GET", "health").json["jobs"]["inQueue"] != 1:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_lost_answer_drops_the_connection_after_the_job_was_queued(remote: Remote) -> None:
     remote.arm("lost_answer", route="run")
     with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
