@@ -129,8 +129,11 @@ def answer(interrupts: Interrupts) -> int:
     except jobs.Unconfirmed as problem:
         kept.note(outcome="UNCONFIRMED", error=str(problem))
         raise Problem(f"{problem}\nRun: {kept.finish()}", problem.code) from None
-    except BaseException:
+    except BaseException as problem:
         kept.discard()
+        if isinstance(problem, KeyboardInterrupt) and interrupts.mode == "hold":
+            # Between two attempts: the first may have been accepted in spite of its answer.
+            print(f"if the job was accepted, it ends by itself within {lifetime} s", file=sys.stderr)
         raise
     try:
         kept.note(job={**job, "id": job_id})

@@ -21,6 +21,7 @@ from tests.client.support import (
     Tempo,
     Worker,
     answer,
+    load,
     wait_for,
 )
 
@@ -139,6 +140,7 @@ def test_a_question_that_nothing_is_near_to_stops_before_any_request(
         ("Naps help [SOURCE 1].", [("malformed_citation", "[SOURCE 1]")]),
         ("", [("empty", "the synthesis is empty")]),
         (" \n\x1b[31m\u200b", [("empty", "the synthesis is empty")]),
+        ("Naps help [S1] ![x](https://evil.example/?q=1).", [("markup", "image")]),
     ],
 )
 def test_citations_that_do_not_hold_are_flagged(
@@ -255,13 +257,14 @@ def served(client: Client, platform: LocalRunPod, worker: Worker, before: int) -
     assert client.note()["job"]["id"] == worker.taken[0]["id"]
 
 
-@pytest.mark.parametrize("route", ["health", "run", "status"])
-@pytest.mark.parametrize("status", HTTP)
+# A gateway's timeout on /run leaves the job's fate open: tested below.
+@pytest.mark.parametrize(
+    ("route", "status"),
+    [(route, status) for route in ("health", "run", "status") for status in HTTP if (route, status) != ("run", 504)],
+)
 def test_an_http_fault_is_survived(
     client: Client, platform: LocalRunPod, worker: Worker, tempo: Tempo, route: str, status: int
 ) -> None:
-    if (route, status) == ("run", 504):
-        pytest.skip("a gateway's timeout leaves the job's fate open: tested below")
     before = platform.jobs()
     platform.arm("http", route=route, status=status)
     served(client, platform, worker, before)
@@ -423,7 +426,7 @@ def test_a_platform_that_is_not_there_is_said_so(client: Client, tempo: Tempo) -
 # --- interruption ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("stuck", [False, True], ids=["running", "queued"])
 def test_a_signal_cancels_the_job(
     client: Client, platform: LocalRunPod, worker: Worker, number: signal.Signals, stuck: bool
@@ -432,7 +435,8 @@ def test_a_signal_cancels_the_job(
     if stuck:
         platform.arm("stuck")
     process = client.start("synth", **ASK)
-    wait_for(lambda: [run for run in client.runs() if (run / "run.json").exists()])
+    files = client.runs_dir.glob
+    wait_for(lambda: any(load(file)["job"]["id"] for file in files("*/run.json")))
     wait_for(lambda: stuck or worker.taken)
     process.send_signal(number)
     outcome = client.finish(process)
@@ -456,6 +460,17 @@ def test_a_signal_while_the_job_is_being_sent_waits_for_its_id_and_cancels_it(
     note = client.note()
     assert f"job {note['job']['id']} was cancelled" in outcome.err
     assert (note["outcome"], platform.state(note["job"]["id"])) == ("INTERRUPTED", "CANCELLED")
+
+
+def test_a_signal_between_two_attempts_to_send_says_what_may_be_left(client: Client, scripted: Scripted) -> None:
+    scripted.script["run"] = [Answer({}, 500)]
+    process = client.start("synth", **ASK)
+    wait_for(lambda: scripted.asked("run"))
+    process.send_signal(signal.SIGINT)
+    outcome = client.finish(process)
+    assert (outcome.code, client.runs()) == (INTERRUPTED, [])
+    assert "if the job was accepted, it ends by itself within 180 s\ninterrupted\n" in outcome.err
+    assert len(scripted.asked("run")) == 1
 
 
 def test_a_second_signal_does_not_stop_the_cancelling(client: Client, platform: LocalRunPod) -> None:

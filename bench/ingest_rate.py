@@ -1,6 +1,6 @@
 """Records per second into a domain: ours against one-by-one encode + add, side by side on the same texts.
 
-    python bench/ingest.py [ROUNDS]         (make bench runs it where both can run: the client-full environment)
+    python bench/ingest_rate.py [ROUNDS]         (make bench runs it where both can run: the client-full environment)
 
 The yardstick embeds each text by itself with sentence-transformers and adds it to Chroma by itself, as first scripts
 do. Ours is what `make ingest` runs, validation, records file and locks included. A last figure is the same file again.
