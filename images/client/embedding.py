@@ -19,7 +19,7 @@ from progress import on_terminal
 from settings import SHIPPED_MODEL
 
 Vectors = NDArray[np.float32]
-# CPUs are fastest with small batches of texts of like length (docs/benchmarks.md).
+# CPUs are fastest with small batches of texts of like length.
 BATCH = 16
 
 
