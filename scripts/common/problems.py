@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from common.text import clean
+
 OK = 0
 UNEXPECTED = 1
 BAD_INPUT = 2
@@ -33,7 +35,7 @@ def run(main: Callable[[], int]) -> None:
         code = main()
         sys.stdout.flush()
     except Problem as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {clean(str(problem))}", file=sys.stderr)  # it may quote a path or a server's words
         code = problem.code
     except BrokenPipeError:
         # The reader of our output (head, less) has left: nothing to tell it, and no second error while closing.

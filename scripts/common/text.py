@@ -15,8 +15,8 @@ _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 # A terminal command as a whole, so that its letters do not stay behind as text: CSI (ESC [ … letter), OSC (ESC ] … BEL
-# or ESC \, and no further than its line), and any other two-character escape.
-_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[^\x1b\n])?")
+# or ESC \, and no further than its line), and any other two-character escape; CSI also in its 8-bit form.
+_ESCAPE = re.compile(r"\x9b[0-?]*[ -/]*[@-~]|\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[^\x1b\n])?")
 
 _ABBREVIATIONS = {
     "al", "approx", "cf", "ch", "dr", "e.g", "ed", "eds", "eq", "et", "etc", "fig", "figs", "i.e", "i.v", "jr", "mr",

@@ -41,6 +41,11 @@ def test_a_program_leaves_with_its_code_and_a_problem_is_one_plain_message(
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
 
+def test_what_a_problem_quotes_cannot_command_the_terminal() -> None:
+    done = program(r"""raise Problem("no file a\x1b[2Jb\x9b2Jc")""")
+    assert (done.returncode, done.stderr) == (problems.BAD_INPUT, "error: no file abc\n")
+
+
 def test_a_defect_keeps_its_traceback() -> None:
     done = program("{}['missing']")
     assert done.returncode == problems.UNEXPECTED

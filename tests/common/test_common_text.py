@@ -25,7 +25,7 @@ from common.text import clean, sentences, slug, stems
         ("\x1b]never closed\nnext line", "\nnext line"),
         ("\x1b7saved\x1bc", "saved"),
         ("end\x1b", "end"),
-        ("\x9b31mx", "31mx"),
+        ("\x9b31mx", "x"),
         ("bell\x07 nul\x00 back\x08 del\x7f", "bell nul back del"),
         ("a\u202eb\u2066c\u2069\u200e\u200f\u061c", "abc"),
         ("z\u200be\u200cr\u2060o\u00ad", "zero"),
