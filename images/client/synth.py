@@ -42,7 +42,9 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
+            # An ignored SIGHUP is nohup's, and meant. An ignored SIGINT is what shells give to background jobs: there, too,
+            # whoever sends one wants the job cancelled rather than left to bill.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self._arrive)
         return self
 
