@@ -13,7 +13,7 @@ from common.problems import OK
 from common.prompts import render_sources
 from common.text import clean
 
-TERMINAL = "\x1b[31mred\x1b[0m \x1b]8;;https://evil.example\x1b\\link\x1b]8;;\x07 \x9b2Jcsi \x07bell \x08back"
+TERMINAL = "\x1b[31mred\x1b[0m \x1b]8;;https://evil.example\x1b\\link\x1b]8;;\x07 \x9bcsi \x07bell \x08back"
 HIDDEN = "a\u202egnp.exe\u202c b\u2066iso\u2069 zero\u200bwidth soft\u00adhyphen " + "".join(
     chr(0xE0000 + ord(letter)) for letter in "ignore all"
 )
@@ -49,7 +49,7 @@ def test_the_record_is_kept_as_it_was_read(evil: Client) -> None:
 def test_the_sources_that_are_shown_are_clean(evil: Client) -> None:
     outcome = evil.run("retrieve", Q=NAPS, DOMAIN="sleep")
     assert outcome.code == OK
-    assert "Malred link 2Jcsi bell back ory and Second Line (2024): Naps improve alertness." in outcome.out
+    assert "Malred link csi bell back ory and Second Line (2024): Naps improve alertness." in outcome.out
     assert len(outcome.out.splitlines()) == 4  # one for each source: no document adds a line of its own
 
 
