@@ -13,7 +13,7 @@ from common.problems import OK
 from common.prompts import render_sources
 from common.text import clean
 
-TERMINAL = "\x1b[31mred\x1b[0m \x1b]8;;https://evil.example\x1b\\link\x1b]8;;\x07 \x9bcsi \x07bell \x08back"
+TERMINAL = "\x1b[31mred\x1b[0m \x1b]8;;https://evil.example\x1b\\link\x1b]8;;\x07 \x9b2Jcsi \x07bell \x08back"
 HIDDEN = "a\u202egnp.exe\u202c b\u2066iso\u2069 zero\u200bwidth soft\u00adhyphen " + "".join(
     chr(0xE0000 + ord(letter)) for letter in "ignore all"
 )
