@@ -21,6 +21,18 @@ ifdef FROM
 override FROM := $(value FROM)
 export FROM
 endif
+ifdef MODEL
+override MODEL := $(value MODEL)
+export MODEL
+endif
+ifdef ABLATED
+override ABLATED := $(value ABLATED)
+export ABLATED
+endif
+ifdef REPO
+override REPO := $(value REPO)
+export REPO
+endif
 
 # Missing variables are found before anything is built. $(call need,VERB,VARIABLE,EXAMPLE)
 need = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(strip $(value $(2))),,$(error $(1) needs $(2). Try: $(3))))
@@ -30,13 +42,25 @@ $(call need,retrieve,Q,make retrieve Q="Does ego depletion replicate?" DOMAIN=ps
 $(call need,retrieve,DOMAIN,make retrieve Q="Does ego depletion replicate?" DOMAIN=psychology)
 $(call need,ingest,DOMAIN,make ingest DOMAIN=my-field FROM=records.jsonl)
 $(call need,ingest,FROM,make ingest DOMAIN=my-field FROM=records.jsonl)
+$(call need,ablate,MODEL,make ablate MODEL=Qwen/Qwen3-14B)
+$(call need,preflight,MODEL,make preflight MODEL=Qwen/Qwen3-14B)
+$(call need,verify,MODEL,make verify MODEL=Qwen/Qwen3-14B ABLATED=you/Qwen3-14B-ablated)
+$(call need,verify,ABLATED,make verify MODEL=Qwen/Qwen3-14B ABLATED=you/Qwen3-14B-ablated)
 
 # $(call do,COMMAND): run a program of a verb with .env. make itself can only answer 0 or 2, so 3 (flagged), 4 (not
 # checked) and 10 (changes pending) count as done unless STRICT=1; on any other code the last line says the code.
 do = code=0; scripts/with-env $(1) || code=$$?; \
   case "$$code:$(filter-out 0,$(STRICT))" in 0:*|3:|4:|10:) ;; *) echo "$@: exit code $$code" >&2; exit $$code ;; esac
 
-.PHONY: help synth retrieve ingest up down build test lint lock lock-check bench
+.PHONY: help ablate preflight verify synth retrieve ingest up down build test lint lock lock-check bench
+
+##@ 1 Ablate
+ablate: ## Ablate a model, verify it, publish it privately: MODEL=Qwen/Qwen3-14B [REPO=you/name] [PUBLISH=0]
+	@$(call do,scripts/run ablate -- python -m ablate)
+preflight: ## Say what ablating a model needs and what is here; changes nothing: MODEL=Qwen/Qwen3-14B
+	@$(call do,scripts/run ablate -- python -m ablate --preflight)
+verify: ## Measure an ablated model against its base: MODEL=Qwen/Qwen3-14B ABLATED=you/name or a folder
+	@$(call do,scripts/run ablate -- python -m ablate --verify)
 
 ##@ 3 Synthesise
 synth: ## Answer a question, cited: Q="…" DOMAIN=psychology

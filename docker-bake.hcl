@@ -62,6 +62,7 @@ target "test" {
       { image = "client", stage = "test" },
       { image = "client-full", stage = "test-full" },
       { image = "worker", stage = "test" },
+      { image = "ablate", stage = "test" },
       { image = "ops", stage = "test" },
     ]
   }

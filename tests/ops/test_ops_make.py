@@ -75,7 +75,7 @@ def test_the_menu_lists_every_verb_with_a_line_about_it(menu: Menu, arguments: l
 def test_every_verb_is_phony(menu: Menu) -> None:
     for verb in VERBS:
         (menu.folder / verb).touch()
-    given = {"Q": "q", "DOMAIN": "d", "FROM": "f"}
+    given = {"Q": "q", "DOMAIN": "d", "FROM": "f", "MODEL": "m", "ABLATED": "a"}
     for verb in VERBS:
         done = menu.make("-n", verb, **given)
         assert "up to date" not in done.stdout, verb
@@ -92,7 +92,9 @@ def test_each_verb_hands_its_command_on(menu: Menu) -> None:
 def test_what_was_not_given_is_left_to_the_env_file(menu: Menu) -> None:
     menu.make("test")
     assert menu.seen is not None
-    assert not {"Q", "DOMAIN", "FROM", "RUNTIME", "STRICT"} & set(menu.seen["environment"])
+    assert not {"Q", "DOMAIN", "FROM", "MODEL", "ABLATED", "REPO", "PUBLISH", "RUNTIME", "STRICT"} & set(
+        menu.seen["environment"]
+    )
 
 
 # --- what is missing -------------------------------------------------------------------------------------------------
@@ -158,6 +160,14 @@ def test_the_other_variables_are_not_expanded_either(menu: Menu, variable: str) 
     menu.make("ingest", **{"DOMAIN": "d", "FROM": "f", variable: "a $b $(c) 'd'"})
     assert menu.seen is not None
     assert menu.seen["environment"][variable] == "a $b $(c) 'd'"
+
+
+@pytest.mark.parametrize("variable", ["MODEL", "ABLATED", "REPO"])
+def test_nor_are_those_of_a_model(menu: Menu, variable: str) -> None:
+    menu.make("verify", **{"MODEL": "m", "ABLATED": "a", variable: "a $b $(c) 'd'"})
+    assert menu.seen is not None
+    assert menu.seen["environment"][variable] == "a $b $(c) 'd'"
+    assert menu.seen["arguments"] == ["scripts/run", "ablate", "--", "python", "-m", "ablate", "--verify"]
 
 
 # --- exit codes ------------------------------------------------------------------------------------------------------
