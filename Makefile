@@ -57,7 +57,7 @@ do = code=0; scripts/with-env $(1) || code=$$?; \
 ##@ 1 Ablate
 ablate: ## Ablate a model, verify it, publish it privately: MODEL=Qwen/Qwen3-14B [REPO=you/name] [PUBLISH=0]
 	@$(call do,scripts/run ablate -- python -m ablate)
-preflight: ## Say what ablating a model needs and what is here; changes nothing: MODEL=Qwen/Qwen3-14B
+preflight: ## Say what ablating a model needs and what is here; downloads no weights: MODEL=Qwen/Qwen3-14B
 	@$(call do,scripts/run ablate -- python -m ablate --preflight)
 verify: ## Measure an ablated model against its base: MODEL=Qwen/Qwen3-14B ABLATED=you/name or a folder
 	@$(call do,scripts/run ablate -- python -m ablate --verify)

@@ -264,9 +264,11 @@ def drive(folder: Path, model: Path) -> None:
         sys.exit("no trial passes the gates")
 
 
-def outcome(trial: Trial) -> tuple[Any, ...]:
-    """What makes a trial: its parameters and what was measured."""
-    return (trial.index, trial.state, trial.direction_index, trial.parameters, trial.refusals, trial.kl_divergence)
+def outcome(trial: Trial) -> str:
+    """What makes a trial, to the last digit: its parameters and what was measured."""
+    return repr(
+        (trial.index, trial.state, trial.direction_index, trial.parameters, trial.refusals, trial.kl_divergence)
+    )
 
 
 def must_agree(what: str, one: Ran, other: Ran) -> None:
@@ -279,16 +281,21 @@ def must_agree(what: str, one: Ran, other: Ran) -> None:
 
 def agreement(ours: Sequence[Ran], theirs: Sequence[Ran]) -> dict[str, Any]:
     """How far the trials that both ran agree: those with the same parameters at the same place of a round's searches."""
+    pairs = [
+        pair
+        for one, two in zip(ours, theirs, strict=True)
+        for pair in zip(one.trials, two.trials, strict=False)  # early_stop runs fewer
+    ]
     both = [
         (mine, other)
-        for one, two in zip(ours, theirs, strict=True)
-        for mine, other in zip(one.trials, two.trials, strict=False)
+        for mine, other in pairs
         if (mine.direction_index, mine.parameters) == (other.direction_index, other.parameters)
     ]
     refusals = [abs((mine.refusals or 0) - (other.refusals or 0)) for mine, other in both]
     kl = [abs((mine.kl_divergence or 0) - (other.kl_divergence or 0)) for mine, other in both]
     return {
-        "trials_of_both": f"{len(both)} of {sum(min(len(one.trials), len(two.trials)) for one, two in zip(ours, theirs, strict=True))}",
+        "trials_compared": len(pairs),
+        "trials_of_both": len(both),
         "identical": not any(refusals) and not any(kl),
         "largest_difference": {"refusals": max(refusals, default=None), "kl_divergence": max(kl, default=None)},
     }

@@ -19,27 +19,30 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import journal
+import prompt_sets
 import settings as configuration
 import verify as verification
 from common.files import to_json, write_atomic
 from common.problems import BAD_INPUT, FLAGGED, OK, REMOTE_FAILED, TRY_LATER, UNCHECKED, UNEXPECTED, Problem, run
 from common.text import clean, slug
 from gates import choose
+from hardware import gigabytes
+from licences import is_licence_file
 from preflight import Preflight, preflight, table
 from progress import Reporter
 from runs import Run, find_or_make, fingerprint, identity, owned
-from search import PROMPTS, Load, environment, search
+from search import Load, environment, search
 
 FORMS = ("bf16", "nf4")
 FOLDERS = {"bf16": "model", "nf4": "nf4"}
-UPLOAD_BYTES_PER_SECOND = 2_000_000  # slower than this, an upload has stalled
+UPLOAD_BYTES_PER_SECOND = 200_000  # slower than this, an upload has stalled
 
 
 def say(message: str) -> None:
@@ -82,41 +85,51 @@ def main() -> int:
     )
     print(table(found))
     found.check()
+    prompts = prompt_sets.read(settings)
     if wanted:
         return OK
-    return ablate(found, settings, base)
+    return ablate(found, settings, base, prompts)
 
 
-def ablate(found: Preflight, settings: configuration.Settings, base: Path) -> int:
-    """Everything after preflight. Raises Problem."""
+def ablate(found: Preflight, settings: configuration.Settings, base: Path, prompts: str) -> int:
+    """Everything after preflight. `prompts`: their digest. Raises Problem."""
     from fetch import resolve
 
-    folder, _, commit = resolve(found.source)
+    folder, _, commit = resolve(found.source, found.files)
     heretic = version("heretic-llm")
-    key = identity(found.model, commit, fingerprint(folder), settings.heretic, heretic)
+    source = f"{found.model}@{commit}" if commit else fingerprint(folder)
+    key = identity(source, settings.full, prompts, heretic)
     checkpoints = os.environ.get("CHECKPOINT_DIR")
     work = find_or_make(base, found.model, key, Path(checkpoints) if checkpoints else None)
     with owned(work):
+        others = [run for run in base.glob(f"*-{slug(found.model.rsplit('/', 1)[-1])}-*") if run.name != work.name]
+        if "model" not in work.state and others:
+            say(
+                f"this is a new run: the model, its commit, a setting or a prompt differs from {sorted(others)[-1].name}"
+            )
         say(f"run {work.name} in {base / work.name}")
         work.save(
             model=found.model if commit else folder.name,  # a path tells too much
             commit=commit,
             licence={
                 "id": found.licence.id,
-                "name": None,
-                "link": None,
+                "name": found.licence_name,
+                "link": found.licence_link,
                 "notice": found.licence.notice,
                 "files": found.licence_files,
             },
             heretic=heretic,
             seed=settings.heretic.get("seed"),
-            n_trials=settings.heretic.get("n_trials", 200),
+            n_trials=settings.full["n_trials"],
         )
         _link(work.folder / "base", folder)
         if not _search(work, found, settings):
             return _no_trial(work, settings)
         if not _measure(work, settings):
-            say(f"a gate was missed: nothing is published. The report: {base / work.name / 'report.json'}")
+            say(
+                f"a gate was missed: nothing is published. The report: {base / work.name / 'report.json'}. Another trial may "
+                f'pass: raise n_trials, or set choice = "fewest_refusals", in {settings.path}; the same command goes on'
+            )
             return FLAGGED
         if found.repo is None:
             say("PUBLISH=0: nothing is published")
@@ -140,7 +153,7 @@ def _asked(settings: configuration.Settings) -> dict[str, Any]:
         "refusals": [gates.refusals, gates.of],
         "kl_divergence": gates.kl_divergence,
         "choice": gates.choice,
-        "n_trials": settings.heretic.get("n_trials", 200),
+        "n_trials": settings.full["n_trials"],
         "timeout": settings.timeout,
         "early_stop": settings.early_stop,
     }
@@ -149,17 +162,28 @@ def _asked(settings: configuration.Settings) -> dict[str, Any]:
 def _search(work: Run, found: Preflight, settings: configuration.Settings) -> bool:
     """Search and save the chosen model to model/, unless that has been done. False: no trial passes the gates."""
     model = work.folder / "model"
-    if model.is_dir() and work.state.get("asked") == _asked(settings):
-        say(f"the search has ended before: trial {work.state['trial']['index']} is saved")
-        return True
-    for old in ("saving", "model", "nf4"):
+    trials = journal.read(work.journal).trials
+    complete = sum(trial.state == "complete" for trial in trials)
+    chosen = choose(trials, settings.gates)
+    ended = complete >= settings.full["n_trials"]
+    if _is_there(model, work):
+        # The same is asked, or something else that leads to the same trial.
+        same = ended and chosen is not None and chosen.index == work.state["trial"]["index"]
+        if work.state.get("asked") == _asked(settings) or same:
+            work.save(asked=_asked(settings))
+            say(f"the search has ended before: trial {work.state['trial']['index']} is saved")
+            return True
+    work.save(
+        asked=None, trial=None, complete_trials=complete
+    )  # first: what is half removed must not be taken for whole
+    for old in ("saving", "quantising", *FOLDERS.values()):
         shutil.rmtree(work.folder / old, ignore_errors=True)
-    work.save(asked=None, trial=None)
+    if ended and chosen is None:
+        return False
     wanted = Load(settings.heretic.get("batch_size", 0), found.quantization)
     try:
         index = search(
-            work, settings, wanted, machine=found.machine, card=found.card, usd_per_hour=None if found.machine == "CPU" else found.usd_per_hour,
-            reporter=Reporter(),
+            work, settings, wanted, machine=found.machine, card=found.card, usd_per_hour=_price(found), reporter=Reporter(),
         )  # fmt: skip
     finally:
         trials = journal.read(work.journal).trials
@@ -167,15 +191,39 @@ def _search(work: Run, found: Preflight, settings: configuration.Settings) -> bo
         if trials:
             import pareto
 
-            pareto.write(work.folder, trials, settings.gates, chosen, title=found.model)
+            with suppress(OSError):  # a picture is not worth the run
+                pareto.write(work.folder, trials, settings.gates, chosen, title=found.model)
     work.save(complete_trials=sum(trial.state == "complete" for trial in trials))
     if index is None:
         return False
     trial = next(trial for trial in trials if trial.index == index)
     _child(work.folder / "steps.log", "weights", "bf16", str(work.folder / "saving"))
+    os.sync()  # the weights before the name that says they are there
     os.replace(work.folder / "saving", model)
     work.save(trial=asdict(trial), asked=_asked(settings))
     return True
+
+
+def _is_there(model: Path, work: Run) -> bool:
+    """Is the saved model there, and whole? Leftovers of an interrupted publication are removed."""
+    if not model.is_dir() or not work.state.get("trial"):
+        return False
+    for folder in FOLDERS.values():
+        for left in (work.folder / folder).glob(".*"):
+            left.unlink()
+    try:
+        _model_sums(model)
+    except Problem as problem:
+        say(f"the saved model is damaged ({problem}): it is made again")
+        return False
+    return True
+
+
+def _price(found: Preflight) -> float | None:
+    """US dollars per hour, where this machine is the card that the price is for."""
+    machine = found.machine.replace(" ", "").replace("-", "").lower()
+    fits = all(word.lower() in machine for word in found.card.split())
+    return found.usd_per_hour if fits else None
 
 
 def _no_trial(work: Run, settings: configuration.Settings) -> int:
@@ -245,8 +293,16 @@ def _model_sums(folder: Path) -> dict[str, str]:
     """The sha256 of each file that makes the model: not of those that are written beside it for publication."""
     import manifest
 
-    beside = ("README", "LICENSE", "NOTICE", "USE_POLICY", "report.json", "heretic.toml")
-    return {name: digest for name, digest in manifest.build(folder).items() if not name.startswith(beside)}
+    beside = ("README.md", "NOTICE", "report.json", "heretic.toml")
+    sums = manifest.build(folder).items()
+    return {name: digest for name, digest in sums if name not in beside and not is_licence_file(name)}
+
+
+def _yardsticks() -> dict[str, str]:
+    """The sha256 of what models are measured with: other questions or counting make another measurement."""
+    folder = Path(__file__).parent
+    files = ("data/benign.txt", "data/neutral.txt", "measures.py", "verify.py")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
 
 
 def _verified(
@@ -266,7 +322,7 @@ def _verified(
     import tomli_w
 
     part, asked = work / f"verification-{form}.json", work / f"verification-{form}.toml"
-    told = "".join(f"# {digest}  {name}\n" for name, digest in sums.items())
+    told = "".join(f"# {digest}  {name}\n" for name, digest in {**sums, **_yardsticks()}.items())
     wanted = told + tomli_w.dumps({**heretic, "gates": asdict(settings.gates)})
     if part.exists() and asked.exists() and asked.read_text(encoding="utf-8") == wanted:
         say(f"{form}: verified before")
@@ -285,7 +341,8 @@ def _verified(
                 break
             if batch_size == 1:
                 raise Problem(
-                    "there is not enough memory to verify the model, even with batch_size 1; rent a larger card"
+                    "there is not enough memory to verify the model, even with batch_size 1: rent a larger card, or set "
+                    f'quantization = "bnb_4bit" in {settings.path}'
                 )
             batch_size = max(1, batch_size // 4)
             say(f"{form}: out of memory; trying again with batch_size {batch_size}")
@@ -298,16 +355,13 @@ def _measure(work: Run, settings: configuration.Settings) -> bool:
     """Make the second form, verify both, and write report.json. False: a gate was missed."""
     taken = journal.read(work.journal).settings or {}
     heretic = {
-        **settings.heretic,
+        **prompt_sets.absolute(settings.heretic),
         "batch_size": work.state["load"]["batch_size"],
         # Heretic has found it; it need not be found again.
         **({"response_prefix": taken["response_prefix"]} if taken.get("response_prefix") is not None else {}),
         # As in the search: a base that only fits in 4 bits does so here.
         "quantization": work.state["load"]["quantization"],
     }
-    for name in PROMPTS:
-        if name in heretic and Path(heretic[name]["dataset"]).exists():
-            heretic[name] = {**heretic[name], "dataset": str(Path(heretic[name]["dataset"]).resolve())}
     forms: dict[str, dict[str, Any]] = {}
     for form in FORMS:
         folder = work.folder / FOLDERS[form]
@@ -316,8 +370,10 @@ def _measure(work: Run, settings: configuration.Settings) -> bool:
             making = work.folder / "quantising"
             shutil.rmtree(making, ignore_errors=True)
             _child(work.folder / "steps.log", "weights", "nf4", str(work.folder / FOLDERS["bf16"]), str(making))
+            os.sync()
             os.replace(making, folder)
         forms[form] = _verified(work.folder, work.folder / "base", folder, form, settings, heretic, _model_sums(folder))
+        forms[form]["base_held_in"] = "nf4" if heretic["quantization"] == "bnb_4bit" else "full precision"
         if not forms[form]["passed"]:
             break
     base = {"id": work.state["model"], "commit": work.state["commit"]}
@@ -349,40 +405,69 @@ def _tag(work: Run, report: dict[str, Any]) -> str:
     return f"verified-{work.name}" + (f".{number}" if number > 1 else "")
 
 
-def _publish(work: Run, found: Preflight, settings: configuration.Settings, base: Path) -> None:
-    """Complete both folders and publish each; prints what stage 2 pins."""
+def _complete(
+    folder: Path,
+    form: str,
+    work: Run,
+    found: Preflight,
+    settings: configuration.Settings,
+    base: Path,
+    report: dict[str, Any],
+) -> None:
+    """Write what goes beside the model: licence, card, report, settings, and the manifest of it all."""
     import tomli_w
 
     import card
     import manifest
 
-    report = json.loads((work.folder / "report.json").read_text(encoding="utf-8"))
-    repos = {"bf16": found.repo or "", "nf4": found.nf4_repo or ""}
-    taken = {**settings.heretic, "seed": (journal.read(work.journal).settings or {}).get("seed")}
-    for name in PROMPTS:
+    (folder / manifest.NAME).unlink(missing_ok=True)
+    carried = [name for name in found.licence_files if (base / name).is_file()]
+    for name in carried:
+        shutil.copyfile(base / name, folder / name)
+    if found.licence.notice_file and not (folder / "NOTICE").exists():
+        write_atomic(folder / "NOTICE", found.licence.notice_file)
+    taken = {**settings.heretic, "seed": (journal.read(work.journal).settings or work.state).get("seed")}
+    for name in prompt_sets.NAMES:
         if name in taken and Path(taken[name]["dataset"]).exists():
             taken[name] = {**taken[name], "dataset": Path(taken[name]["dataset"]).name}  # a path tells too much
+    budget = {"timeout": settings.timeout, "early_stop": settings.early_stop}
+    tables = {**taken, "gates": asdict(settings.gates), "budget": budget}
+    write_atomic(
+        folder / "heretic.toml", tomli_w.dumps({key: value for key, value in tables.items() if value is not None})
+    )
+    write_atomic(folder / "report.json", to_json(report))
+    facts = {
+        **work.state,
+        "seed": taken["seed"],
+        "quantization": work.state["load"]["quantization"],
+        "licence": {**work.state["licence"], "files": carried},
+    }
+    write_atomic(folder / "README.md", card.render(report, facts, form))
+    manifest.write(folder)
+
+
+def _publish(work: Run, found: Preflight, settings: configuration.Settings, base: Path) -> None:
+    """Complete both folders and publish each; prints what stage 2 pins."""
+    import manifest
+
+    report = json.loads((work.folder / "report.json").read_text(encoding="utf-8"))
+    repos = {"bf16": found.repo or "", "nf4": found.nf4_repo or ""}
     tag = _tag(work, report)
     commits: dict[str, str] = {}
     for form in FORMS:
         folder = work.folder / FOLDERS[form]
-        for name in found.licence_files:
-            if (base / name).is_file():
-                shutil.copyfile(base / name, folder / name)
-        if found.licence.notice_file and not (folder / "NOTICE").exists():
-            write_atomic(folder / "NOTICE", found.licence.notice_file)
-        run_facts = {**work.state, "seed": taken["seed"], "quantization": work.state["load"]["quantization"]}
-        write_atomic(folder / "README.md", card.render(report, run_facts, form))
-        write_atomic(folder / "report.json", to_json(report))
-        write_atomic(folder / "heretic.toml", tomli_w.dumps({**taken, "gates": asdict(settings.gates)}))
-        (folder / manifest.NAME).unlink(missing_ok=True)
-        sums = manifest.write(folder)
+        # Written once: an update of this program between two attempts must not change what may be half published.
+        written = work.state.get("written", {})
+        if written.get(form) != tag or not (folder / manifest.NAME).exists():
+            _complete(folder, form, work, found, settings, base, report)
+            work.save(written={**written, form: tag})
+        sums = manifest.verify(folder)
         if changed := [name for name, digest in report["forms"][form]["files"].items() if sums.get(name) != digest]:
             raise Problem(
                 f"{folder} has changed since it was verified ({', '.join(changed)}); the same command verifies it"
             )
         size = sum(path.stat().st_size for path in folder.iterdir())
-        say(f"{form}: publishing {size / 1e9:.2f} GB to {repos[form]}")
+        say(f"{form}: publishing {gigabytes(size)} to {repos[form]}")
         deadline = 600 + size / UPLOAD_BYTES_PER_SECOND
         _, printed = _child(None, "publish", str(folder), repos[form], tag, deadline=deadline)
         commits[form] = printed.split()[-1]
@@ -405,7 +490,7 @@ def verify(model: str, ablated: str, settings: configuration.Settings) -> int:
     kept = (
         Path(os.environ.get("ABLATIONS_DIR") or "ablations") / f"{stamp}-verify-{slug(ablated_id.rsplit('/', 1)[-1])}"
     )
-    kept.mkdir(parents=True)
+    kept.mkdir(parents=True, exist_ok=True)
     part = _verified(kept, base, folder, form, settings, settings.heretic, {})
     facts = {
         "run": kept.name,

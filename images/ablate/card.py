@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import licences
 from common.text import clean
 
 PACKAGES = ("heretic-llm", "torch", "transformers", "optuna", "bitsandbytes", "safetensors")
@@ -21,7 +22,6 @@ Z95 = 1.959963984540054  # the normal distribution's two-sided 95 % point
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _LINK = re.compile(r"https?://[\w.~:/?#@!$&*+,;=%-]+", re.ASCII)
-_FILE = re.compile(r"[\w.-]+", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#|!~$&])")
 
 
@@ -116,14 +116,7 @@ def _front_matter(base: str, licence: Mapping[str, Any], form: str) -> str:
     """The YAML block that the Hub reads."""
     import yaml
 
-    facts: dict[str, Any] = {}
-    for key, value in (
-        ("license", licence["id"]),
-        ("license_name", licence["name"]),
-        ("license_link", licence["link"]),
-    ):
-        if value:
-            facts[key] = " ".join(clean(str(value)).split())
+    facts: dict[str, Any] = {**licences.front_matter(licence["id"], licence["name"], licence["link"])}
     if _MODEL_ID.fullmatch(base):
         facts |= {"base_model": base, "base_model_relation": "quantized" if form == "nf4" else "finetune"}
     facts |= {

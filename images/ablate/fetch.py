@@ -7,32 +7,48 @@ code, has its weights as pickles, or is an adapter of another model is refused b
 
 from __future__ import annotations
 
-import json
+import glob
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import architecture
+import hub_client
+import licences
 from common.problems import BAD_INPUT, REMOTE_FAILED, TRY_LATER, Problem
 from common.text import clean
 
-CONNECT_TIMEOUT = 10.0  # seconds, as all times here
-READ_TIMEOUT = 60.0
 MAX_JSON = 100_000_000  # bytes; the index of the largest models has some ten million
-# The weights as transformers saves them (other names hold the same ones once more), and what is small.
-WANTED = (
-    "model.safetensors", "model-?????-of-?????.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt",
-    "LICENSE*", "USE_POLICY*", "NOTICE*", "README.md",
-)  # fmt: skip
-UNWANTED = ("*/*", "adapter_*")  # no subfolders: they hold other formats
+# The weights as transformers saves them; other names hold the same ones once more.
+SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+_SMALL = re.compile(r"(?!adapter_).*\.(?:json|jinja|model)|merges\.txt|vocab\.txt")
 _CODE_AND_PICKLES = {".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".so"}
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w][\w./-]{0,199}))?")
 
 
-def resolve(name: str) -> tuple[Path, str, str | None]:
+def weights(names: Iterable[str]) -> list[str]:
+    """Of a repository's file names, the weights that transformers loads: one file, or a set of shards."""
+    names = set(names)
+    return ["model.safetensors"] if "model.safetensors" in names else sorted(filter(SHARD.fullmatch, names))
+
+
+def wanted(names: Iterable[str]) -> list[str]:
+    """Of a repository's file names, those that are downloaded: the weights, and the small files that describe the model,
+    its tokenizer and its licence. Subfolders hold other formats."""
+    names = {name for name in names if "/" not in name}
+    small = {name for name in names if _SMALL.fullmatch(name)} | set(licences.goes_along(names))
+    if "model.safetensors" in names:
+        small.discard("model.safetensors.index.json")
+    return sorted({*weights(names), *small})
+
+
+def resolve(name: str, files: Sequence[str] | None = None) -> tuple[Path, str, str | None]:
     """The folder with a model's files, its id, and its commit (None for a folder, whose id is its name).
 
     `name` is a folder, or a Hub id, or `id@revision` (a commit, tag or branch; else the main branch). Hub files are
-    downloaded into the user's cache, at the commit that the revision names now. Raises Problem.
+    downloaded into the user's cache, at the commit that the revision names now: `files`, else those that are `wanted`.
+    Raises Problem.
     """
     if Path(name).is_dir():
         folder = Path(name).resolve()
@@ -43,99 +59,73 @@ def resolve(name: str) -> tuple[Path, str, str | None]:
         raise Problem(
             f"{name!r:.200} is neither a folder with a model nor a Hub id such as Qwen/Qwen3-14B or Qwen/Qwen3-14B@<commit>"
         )
-    commit = commit_of(match["id"], match["revision"])
-    folder = download(match["id"], commit)
+    hub_client.limit_times()
+    commit, names = _looked_up(match["id"], match["revision"])
+    folder = _download(match["id"], commit, wanted(names) if files is None else files)
     check_folder(folder, downloaded=True)
     return folder, match["id"], commit
 
 
-def commit_of(repo: str, revision: str | None = None) -> str:
-    """The full sha of the commit that a revision of a Hub repository names now. Raises Problem."""
+def _looked_up(repo: str, revision: str | None) -> tuple[str, list[str]]:
+    """The full sha of the commit that a revision of a Hub repository names now, and the files there. Raises Problem."""
     from huggingface_hub import HfApi
 
-    _set_timeouts()
     try:
-        found = HfApi().model_info(repo, revision=revision, timeout=READ_TIMEOUT)
+        found = HfApi().model_info(repo, revision=revision, timeout=hub_client.READ_TIMEOUT)
     except Exception as error:
         raise _explained(repo, revision, error) from error
     if not isinstance(found.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", found.sha):
         raise Problem(f"the Hub gave no commit for {repo}", REMOTE_FAILED)
-    names = [clean(file.rfilename) for file in found.siblings or []]
-    if not any(re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", name) for name in names):
+    names = [file.rfilename for file in found.siblings or [] if isinstance(file.rfilename, str)]
+    if not weights(names):
         raise Problem(
             f"{repo} at {found.sha} has no model.safetensors or shards of it, and nothing else is loaded; choose a repository"
             " that has"
         )
-    return found.sha
+    return found.sha, names
 
 
-def download(repo: str, commit: str) -> Path:
-    """Download a repository's model files at a full commit sha, or find them in the cache. Raises Problem."""
+def _download(repo: str, commit: str, files: Sequence[str]) -> Path:
+    """Download these files of a repository at a full commit sha, or find them in the cache. Raises Problem."""
     from huggingface_hub import snapshot_download
 
-    _set_timeouts()
     try:
         folder = snapshot_download(
             repo,
             revision=commit,
-            allow_patterns=list(WANTED),
-            ignore_patterns=list(UNWANTED),
-            etag_timeout=CONNECT_TIMEOUT,
+            allow_patterns=[glob.escape(name) for name in files],
+            etag_timeout=hub_client.CONNECT_TIMEOUT,
         )
     except Exception as error:
         raise _explained(repo, commit, error) from error
     return Path(folder)
 
 
-def _set_timeouts() -> None:
-    """Give every call of the Hub's client a time limit: it waits for ever, and says so call by call in places."""
-    import httpx
-    from huggingface_hub import get_session
-
-    limits = httpx.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT).as_dict()
-
-    def limit(request: Any) -> None:
-        given = request.extensions.get("timeout") or {}
-        request.extensions["timeout"] = {key: limits[key] if given.get(key) is None else given[key] for key in limits}
-
-    session = get_session()
-    hooks = session.event_hooks
-    kept = [hook for hook in hooks["request"] if getattr(hook, "__name__", "") != limit.__name__]
-    session.event_hooks = {**hooks, "request": [*kept, limit]}
-
-
 def _explained(repo: str, revision: str | None, error: Exception) -> Exception:
     """The Problem behind an error of the Hub's client; the error itself if it is no such error."""
-    import httpx
-    from huggingface_hub import errors
-
     named = f"{repo}@{revision}" if revision else repo
-    if isinstance(error, errors.GatedRepoError):
+    failure = hub_client.judge(error)
+    if failure.kind == "gated":
         return Problem(
             f"{named} is gated: accept its terms at https://huggingface.co/{repo} and set HF_TOKEN to a token of that account",
             REMOTE_FAILED,
         )
-    if isinstance(error, errors.RepositoryNotFoundError):
+    if failure.kind == "repository":
         return Problem(
             f"the Hub has no model {repo}, or HF_TOKEN may not read it; check the name and the token", REMOTE_FAILED
         )
-    if isinstance(error, errors.RevisionNotFoundError):
+    if failure.kind == "revision":
         return Problem(
             f"{repo} has no revision {revision}; its commits: https://huggingface.co/{repo}/commits/main", REMOTE_FAILED
         )
-    if isinstance(error, errors.HFValidationError):
+    if failure.kind == "name":
         return Problem(f"{named} is not a Hub id such as Qwen/Qwen3-14B")
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code if error.response is not None else 0
-        later = status in (0, 408, 425, 429) or status >= 500
-        said = f"the Hub answered {status or 'nothing'} for {named}"
-        if later:
+    if failure.status:
+        said = f"the Hub answered {failure.status} for {named}"
+        if failure.passes:
             return Problem(f"{said}; type the same command again later, what was downloaded is kept", TRY_LATER)
         return Problem(f"{said}; check that HF_TOKEN may read it", REMOTE_FAILED)
-    if isinstance(
-        error,
-        httpx.HTTPError | errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | TimeoutError | ConnectionError,
-    ):
+    if failure.passes or failure.kind == "offline":
         return Problem(
             f"the Hub cannot be reached for {named} ({type(error).__name__}); type the same command again, what was downloaded is kept",
             TRY_LATER,
@@ -199,18 +189,11 @@ def _check_weights(folder: Path, names: set[str]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises Problem."""
+    """A JSON object from a file of a model. Raises Problem."""
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise Problem(f"{path} has more than {MAX_JSON // 1_000_000} MB, which is no configuration")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Problem(f"{path} cannot be read: {error.strerror}; is {path.parent} a model's folder?") from error
-    except (ValueError, RecursionError):
-        raise Problem(f"{path} is not JSON; download or save the model again") from None
-    if not isinstance(value, dict):
-        raise Problem(f"{path} is no JSON object; download or save the model again")
-    return value
+        return architecture.read_json(path, MAX_JSON)
+    except architecture.Unsupported as error:
+        raise Problem(f"{path.parent} cannot be used: {error}; download or save the model again") from error
 
 
 def _holds(value: object, key: str) -> bool:

@@ -15,8 +15,7 @@ import yaml
 
 from common.problems import Problem
 from common.text import clean
-
-GB = 10**9
+from hardware import GB
 
 # key: (lowest, highest) of a block in config/models.yaml.
 _NUMBERS: dict[str, tuple[float, float]] = {

@@ -196,6 +196,27 @@ def replay(sampler: Any, trials: list[Any], directions: list[Any]) -> bool:
     return True
 
 
+_MEMORY_SIGNS = (
+    "out of memory",
+    "not enough memory",
+    "allocate memory",
+    "alloc_failed",
+    "cublas_status_not_initialized",
+)
+
+
+def check_fits(model: Any) -> None:
+    """Raise torch.OutOfMemoryError where a part of the model was put aside because it does not fit.
+
+    transformers moves such parts to main memory or disk and leaves tensors without values behind; Heretic would edit those
+    without a word, and every trial would measure nothing.
+    """
+    import torch
+
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise torch.OutOfMemoryError("the weights do not fit into the memory that the model may use")
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Is there an out-of-memory error, of a GPU or of the machine, in the chain of causes?"""
     import torch
@@ -204,8 +225,12 @@ def is_out_of_memory(error: BaseException | None) -> bool:
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             return True
         # Drivers, bitsandbytes, cuBLAS, the CPU allocator and mmap raise plain errors.
-        said = str(error).lower() if isinstance(error, RuntimeError | OSError) else ""
-        if any(sign in said for sign in ("out of memory", "not enough memory", "allocate memory", "alloc_failed")):
+        said = str(error).lower()
+        if isinstance(error, RuntimeError | OSError) and any(sign in said for sign in _MEMORY_SIGNS):
+            return True
+        if (
+            isinstance(error, ValueError) and "dispatched on the cpu or the disk" in said
+        ):  # transformers, of 4-bit weights
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -264,6 +289,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
     def load(*args: Any, **named: Any) -> Any:
         nonlocal loaded
         made = model(*args, **named)
+        check_fits(made.model)
         loaded = True
         return made
 
@@ -284,12 +310,25 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
         return {**outcome, "ended": "no_trial"}
     if not policy.exported:
         return {**outcome, "message": "Heretic ended before a model was saved; the end of its log says why"}
-    if errors := [error for at, error in caught if at == "save"]:
+    errors = [error for at, error in caught if at == "save"]
+    # After saving, Heretic loads the base once more. If only that fails, the model is there.
+    if errors and not (is_out_of_memory(errors[-1]) and _is_whole(Path(plan["save_directory"]))):
         return _failed(outcome, "save", errors)
     if not any(Path(plan["save_directory"]).glob("*.safetensors")):
         # transformers only logs it when the folder is a file, for one.
         return {**outcome, "at": "save", "message": f"no weights were saved to {plan['save_directory']}"}
     return {**outcome, "ended": "saved", "trial": policy.trial}
+
+
+def _is_whole(folder: Path) -> bool:
+    """Has a model been saved to the end: the tokenizer, which comes last, and every weight file in its full length?"""
+    import manifest
+    from common.problems import Problem
+
+    try:
+        return "tokenizer_config.json" in manifest.build(folder)
+    except (Problem, OSError):
+        return False
 
 
 def _failed(outcome: dict[str, Any], at: str, errors: list[Exception]) -> dict[str, Any]:

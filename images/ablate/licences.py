@@ -7,15 +7,29 @@ Only licences that were read are in the table; any other, or none, means that th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import manifest
 from common.problems import Problem
 from common.text import clean
 
 # The Hub's limit for the part of a repository's id behind the slash.
 MAX_NAME = 96
+# The ids that the Hub takes as `license` (https://huggingface.co/docs/hub/repositories-licenses). A card with any other is
+# refused at its commit; such a licence is `other` with a name.
+HUB_IDS = frozenset(
+    "afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 bigscience-openrail-m bsd"
+    " bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0"
+    " cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0"
+    " cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0"
+    " creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 gemma gfdl gpl gpl-2.0 gpl-3.0"
+    " isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl"
+    " odc-by ofl-1.1 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib".split()
+)
+_LICENCE_FILE = re.compile(r"(?:licen[cs]e|notice|use[-_ ]policy)(?:[-_. ].*)?", re.IGNORECASE)
+_LINK = re.compile(r"https?://[\w.~:/?#@!$&*+,;=%-]{1,500}|LICENSE(?:\.md)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -23,8 +37,7 @@ class Licence:
     """One licence. `id` is the Hub's, "" when the base model names none.
 
     `public`: may a changed copy be given to everyone? `prefix`: what the copy's name must begin with. `notice`: the
-    sentence that the model card shows. `notice_file`: the content of a file NOTICE that goes along. `files`: the names,
-    without ending and in any case, of the base repository's files that must go along.
+    sentence that the model card shows. `notice_file`: the content of a file NOTICE that goes along.
     """
 
     id: str
@@ -32,7 +45,6 @@ class Licence:
     prefix: str = ""
     notice: str = ""
     notice_file: str = ""
-    files: tuple[str, ...] = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 
 
 def _llama(version: str) -> Licence:
@@ -102,17 +114,54 @@ def declared(card: Mapping[str, Any]) -> str | None:
 
     The Hub writes `license: other` beside `license_name` for licences that it has no id for.
     """
-    found: list[str] = []
-    for key in ("license", "license_name"):
-        value = card.get(key)
-        value = value[0] if isinstance(value, list) and len(value) == 1 else value
-        found.append(clean(value).strip().lower()[:100] if isinstance(value, str) else "")
-    licence, name = found
+    licence, name = (_word(card, key).lower() for key in ("license", "license_name"))
     return (name if licence in ("", "other") else licence) or licence or None
 
 
+def declared_name(card: Mapping[str, Any]) -> str | None:
+    """The base model's own name of a licence that the Hub has no id for; None where `license` is an id of the Hub's."""
+    licence, name = _word(card, "license"), _word(card, "license_name")
+    if licence.lower() in ("", "other"):
+        return name or None
+    return None if licence_of(licence).id in HUB_IDS else licence
+
+
+def declared_link(card: Mapping[str, Any]) -> str | None:
+    """Where the base model's licence can be read: an address, or LICENSE or LICENSE.md in the repository; else None."""
+    link = _word(card, "license_link")
+    return link if _LINK.fullmatch(link) else None
+
+
+def front_matter(identifier: str | None, name: str | None, link: str | None) -> dict[str, str]:
+    """`license`, `license_name` and `license_link` as the Hub takes them in a card; {} for no licence.
+
+    `identifier` is Licence.id, `name` and `link` are from declared_name and declared_link.
+    """
+    identifier = identifier or ""
+    if not identifier and not name:
+        return {}
+    found = {"license": identifier}
+    if name or identifier not in HUB_IDS:
+        found = {"license": "other"}
+        # An id of its own: nothing but small letters, digits, dots and hyphens.
+        word = re.sub(r"[^a-z0-9.]+", "-", clean(name or identifier).lower()).strip("-.")[:100]
+        if word and word != "other":
+            found["license_name"] = word
+    if link and _LINK.fullmatch(link):
+        found["license_link"] = link
+    return found
+
+
+def _word(card: Mapping[str, Any], key: str) -> str:
+    """The text at a key of a card's metadata, also if it is the only one of a list; "" where there is none."""
+    value = card.get(key)
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    limit = 600 if key == "license_link" else 100
+    return " ".join(clean(value).split())[:limit] if isinstance(value, str) else ""
+
+
 def licence_of(licence: str | None) -> Licence:
-    """The rules of a licence; of one that is not in the table: private only, every licence file goes along."""
+    """The rules of a licence; of one that is not in the table: private only."""
     identifier = (licence or "").strip().lower()
     return _TABLE.get(_ALIASES.get(identifier, identifier)) or Licence(identifier, public=False)
 
@@ -151,9 +200,14 @@ def check(licence: str | None, repo: str, public: bool) -> Licence:
     return rules
 
 
-def goes_along(names: list[str], licence: Licence) -> list[str]:
-    """Of a repository's file names (top level), those that the licence wants to go along with a copy."""
-    return [name for name in names if "/" not in name and name.split(".")[0].upper().replace("-", "_") in licence.files]
+def goes_along(names: Iterable[str]) -> list[str]:
+    """Of a repository's file names (top level), those that go along with a copy: licence, notice and terms of use."""
+    return [name for name in names if is_licence_file(name)]
+
+
+def is_licence_file(name: str) -> bool:
+    """Is this the name of a licence, a notice or terms of use, in any case of letters? Programs and archives are not."""
+    return "/" not in name and bool(_LICENCE_FILE.fullmatch(name)) and manifest.may_be_published(name)
 
 
 def _prefixed(name: str, licence: Licence) -> str:

@@ -129,6 +129,11 @@ def _names(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def may_be_published(name: str) -> bool:
+    """Does nothing in this name speak against it? (The content is another question: see `build`.)"""
+    return _is_plain(name) and not _WEIGHTS.search(name.lower()) and not _PROGRAMS.search(name.lower())
+
+
 def _is_plain(name: str) -> bool:
     """Can a listing hold this path as it is? No control or invisible characters, no backslash, nothing hidden."""
     parts = name.split("/")
@@ -152,9 +157,13 @@ def _check(folder: Path, name: str) -> None:
     with path.open("rb") as file:
         start = file.read(9)
     if name.lower().endswith(".safetensors"):
-        # Eight bytes say how long the JSON after them is.
-        if len(start) < 9 or start[8:] != b"{" or int.from_bytes(start[:8], "little") > path.stat().st_size - 8:
-            raise Problem(f"{_shown(folder, name)} is not a safetensors file; save the model again")
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy"):  # reads the header, and that the file is as long as it says
+                pass
+        except (SafetensorError, OSError) as error:
+            raise Problem(f"{_shown(folder, name)} is not a whole safetensors file; save the model again") from error
     elif start.startswith(_DISGUISED):
         raise Problem(f"{_shown(folder, name)} holds weights that are not safetensors; delete it")
     if name.rsplit("/", 1)[-1].lower().endswith("config.json"):

@@ -1,39 +1,35 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Before a byte of weights is downloaded: can this model be ablated here, and published there?
 
-Reads the model's metadata and its config.json at one commit, asks Heretic's own code about the architecture, measures the
-machine, and looks at the token and at the repositories to publish to. The answer is a table of what is needed and what
-is there. Sizes are bytes in the code and decimal gigabytes (10^9 bytes) in what a person reads.
+Reads the model's metadata, config.json and tokenizer_config.json at one commit and downloads no weights; asks Heretic's
+own code about the architecture, measures the machine, and looks at the token and at the repositories to publish to. The
+answer is a table of what is needed and what is there. Sizes are bytes in the code and decimal gigabytes (10^9 bytes) in
+what a person reads.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import textwrap
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import architecture
 import hardware as machine
 import known_models
 import licences
-from common.problems import REMOTE_FAILED, TRY_LATER, Problem
+from common.problems import REMOTE_FAILED, Problem
 from common.text import clean
-from fetch import check_folder
+from fetch import SHARD, check_folder, wanted, weights
+from hardware import GB, gigabytes
+from hub_client import QUESTION_TIMEOUT, Account, Gated, Missing, Questions, Refused
 
-GB = known_models.GB
 Verdict = Literal["ok", "warn", "no"]
 Quantization = Literal["none", "bnb_4bit"]
-Result = TypeVar("Result")
 
-TIMEOUT = 10.0  # seconds for each answer of the Hub
-ATTEMPTS = 3
-PAUSE = 0.5  # seconds before the second attempt, twice that before the third
 # A model whose bfloat16 weights are no larger than this is ablated on a CPU too, in minutes to hours.
 TINY = 2 * GB
 _MAX_TOKENIZER = 50_000_000  # bytes of tokenizer_config.json; old ones list every added token
@@ -42,7 +38,6 @@ _RAM_BASE = 4 * GB
 _SHARD = 5 * GB
 # Beside the weights a run writes a journal, reports, pictures and the data sets; the rest is for file systems.
 _DISK_SLACK = 1 * GB
-_SHARDED = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 _PRECISION = {8: "float64", 4: "float32"}
@@ -63,12 +58,13 @@ class Row:
 class Preflight:
     """What was found. `rows` tell whether to go on.
 
-    `model`: Hub id, or path of a folder. `commit`: 40 hex digits, None for a folder. `files`: the names that a run needs
-    from the repository, weights included (the rest, such as other formats, need not be downloaded). `licence_files`:
-    those that go along with a copy. `parameters`, `weight_bytes` (as stored), `bf16_bytes`: 0 where not known. `repo` and
-    `nf4_repo`: "owner/name", None where nothing is published. `quantization`: what Heretic should run with here.
-    `machine`: the GPUs, or "CPU". `card`: what to rent where this machine does not do. `expected_hours`, `expected_usd` and
-    `usd_per_hour` are those of `card`, None where not known.
+    `model`: Hub id, or path of a folder. `commit`: 40 hex digits, None for a folder. `files`: what a run downloads of the
+    repository, weights and licence included; not other formats. `licence_files`: those of them that go along with a
+    copy. `licence_name` and `licence_link`: the base model's own words where the Hub has no id for its licence, and where
+    to read it, else None (`licence.id` is a key of the table of rules). `parameters`, `weight_bytes` (as stored),
+    `bf16_bytes`: 0 where not known. `repo` and `nf4_repo`: "owner/name", None where nothing is published. `quantization`:
+    what Heretic should run with here. `machine`: the GPUs, or "CPU". `card`: what to rent where this machine does not do.
+    `expected_hours`, `expected_usd` and `usd_per_hour` are those of `card`, None where not known.
     """
 
     model: str
@@ -80,6 +76,8 @@ class Preflight:
     bf16_bytes: int
     files: tuple[str, ...]
     licence_files: tuple[str, ...]
+    licence_name: str | None
+    licence_link: str | None
     repo: str | None
     nf4_repo: str | None
     quantization: Quantization
@@ -94,6 +92,11 @@ class Preflight:
     def source(self) -> str:
         """What to load: the folder, or "id@commit"."""
         return f"{self.model}@{self.commit}" if self.commit else self.model
+
+    @property
+    def licence_card(self) -> dict[str, str]:
+        """license, license_name and license_link as they stand in the front matter of a copy's card."""
+        return licences.front_matter(self.licence.id, self.licence_name, self.licence_link)
 
     def check(self) -> None:
         """Raise one Problem that lists every "no" of the table; return where there is none."""
@@ -118,15 +121,17 @@ def preflight(
     hf_home: Path,
     hardware: machine.Hardware | None = None,
     models: Mapping[str, known_models.KnownModel] | None = None,
-    timeout: float = TIMEOUT,
+    search_done: bool = False,
+    timeout: float = QUESTION_TIMEOUT,
 ) -> Preflight:
     """Look at everything and return what was found; its `check` then decides.
 
     `model`: a folder, or a Hub id, also "id@branch-or-commit". `repo`: "owner/name" or "name" to publish to, None for the
-    default. `work`: the folder that runs are written to. `models`: config/models.yaml. `timeout`: seconds for each answer of the Hub.
+    default. `work`: the folder that runs are written to. `models`: config/models.yaml. `search_done`: the model and its 4-bit
+    copy are made and verified, so their memory and space are not asked for. `timeout`: seconds for each answer of the Hub.
     Raises Problem where nothing more can be found out: no such model (2), Hub not reachable (75) or broken (5).
     """
-    hub = _Hub(token, timeout)
+    hub = Questions(token, timeout)
     base = _folder(model) if _is_folder(model) else _on_hub(hub, model, hf_home)
     rows = list(base.rows)
 
@@ -153,9 +158,12 @@ def preflight(
     if hardware is None:
         hardware = machine.measure((work, hf_home))
     if needs:
-        quantization, found = _memory_rows(needs, hardware, settings_quantization)
-        rows += found
-        rows += _disk_rows(needs, base, hardware, work, hf_home)
+        if search_done:
+            rows.append(Row("GPU", "none", "the search is done; what is left is to publish", "ok"))
+        else:
+            quantization, found = _memory_rows(needs, hardware, settings_quantization)
+            rows += found
+        rows += _disk_rows(needs, base, hardware, work, hf_home, search_done)
 
     target = nf4 = None
     if publish:
@@ -169,8 +177,10 @@ def preflight(
         parameters=shape.parameters if shape else 0,
         weight_bytes=base.weight_bytes,
         bf16_bytes=shape.bf16_bytes if shape else 0,
-        files=base.wanted,
-        licence_files=tuple(licences.goes_along(list(base.files), licences.licence_of(base.licence))),
+        files=tuple(wanted(base.files)),
+        licence_files=tuple(licences.goes_along(base.files)),
+        licence_name=licences.declared_name(base.card),
+        licence_link=licences.declared_link(base.card),
         repo=target,
         nf4_repo=nf4,
         quantization=quantization,
@@ -212,14 +222,6 @@ def table(found: Preflight, width: int = 120) -> str:
     return clean("\n".join(lines)) + "\n"
 
 
-def gigabytes(size: float) -> str:
-    """A size in bytes as a person reads it, decimal: "29.5 GB", "12.3 MB", "0.4 kB"."""
-    for unit, name in ((GB, "GB"), (1e6, "MB")):
-        if size >= 0.1 * unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size / 1e3:.1f} kB"
-
-
 def _expected(found: Preflight) -> str:
     if found.expected_hours is None or found.expected_usd is None or found.usd_per_hour is None:
         return "time and cost not known (the model is not in config/models.yaml)"
@@ -253,26 +255,11 @@ class _Base:
     @property
     def weights(self) -> tuple[str, ...]:
         """The weight files that transformers loads: one file, or a set of shards."""
-        if "model.safetensors" in self.files:
-            return ("model.safetensors",)
-        return tuple(sorted(name for name in self.files if _SHARDED.fullmatch(name)))
+        return tuple(weights(self.files))
 
     @property
     def weight_bytes(self) -> int:
         return sum(self.files[name] or 0 for name in self.weights)
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """The weights, and the small files that describe the model, its tokenizer and its licence."""
-        along = set(licences.goes_along(list(self.files), licences.licence_of(self.licence)))
-        small = {
-            name
-            for name in self.files
-            if name in _TOKENIZERS or name == "merges.txt" or name.endswith((".json", ".jinja")) or name in along
-        }
-        if "model.safetensors" in self.files:
-            small.discard("model.safetensors.index.json")
-        return tuple(sorted({*self.weights, *small}))
 
 
 def _is_folder(model: str) -> bool:
@@ -300,7 +287,7 @@ def _front_matter(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _on_hub(hub: _Hub, model: str, hf_home: Path) -> _Base:
+def _on_hub(hub: Questions, model: str, hf_home: Path) -> _Base:
     name, _, revision = model.partition("@")
     if model.startswith(("/", ".", "~")) or "\\" in model:
         raise Problem(
@@ -319,11 +306,11 @@ def _on_hub(hub: _Hub, model: str, hf_home: Path) -> _Base:
             f"model {name}",
             lambda api: api.model_info(name, revision=revision or None, files_metadata=True, timeout=hub.timeout),
         )
-    except _Gated:
+    except Gated:
         raise Problem(_accept_licence(hub, name)) from None
-    except _Refused:
+    except Refused:
         raise Problem(hub.refusal()) from None
-    except _Missing as error:
+    except Missing as error:
         if revision and error.revision:
             raise Problem(f"{name} has no revision {revision!r:.200}; try MODEL={name}@main") from None
         private = "or is not open to the account of HF_TOKEN" if hub.token else "or is private, and HF_TOKEN is not set"
@@ -348,11 +335,11 @@ def _on_hub(hub: _Hub, model: str, hf_home: Path) -> _Base:
                 folder = Path(
                     hub.call(f"{wanted} of {name}", _download(name, wanted, commit, cache, hub.timeout))
                 ).parent
-    except _Gated:
+    except Gated:
         rows.append(Row("access", "the licence accepted", "not accepted", "no", _accept_licence(hub, name)))
-    except _Refused:
+    except Refused:
         raise Problem(hub.refusal()) from None
-    except _Missing:
+    except Missing:
         raise Problem(
             f"{hub.endpoint} lists files of {name} that it does not have; try again later", REMOTE_FAILED
         ) from None
@@ -374,7 +361,7 @@ def _cached(base: _Base, cache: Path) -> int:
     return sum(Path(path).stat().st_size for path in found if isinstance(path, str))
 
 
-def _accept_licence(hub: _Hub, name: str) -> str:
+def _accept_licence(hub: Questions, name: str) -> str:
     account = "with the account of HF_TOKEN" if hub.token else "with your account, then set HF_TOKEN in .env"
     return f"{name} is gated: accept its licence at {hub.endpoint}/{name} {account}"
 
@@ -392,7 +379,7 @@ def _weight_rows(base: _Base) -> list[Row]:
     need = "safetensors"
     names = list(base.files)
     if base.weights:
-        shards = [match for name in base.weights if (match := _SHARDED.fullmatch(name))]
+        shards = [match for name in base.weights if (match := SHARD.fullmatch(name))]
         totals = {int(match[2]) for match in shards}
         count = max(totals, default=1)
         if len(totals) > 1 or len(base.weights) != count:
@@ -505,15 +492,31 @@ def _needs(
 
 def _memory_rows(needs: _Needs, hardware: machine.Hardware, wanted: Quantization) -> tuple[Quantization, list[Row]]:
     """What the GPUs and the RAM must hold, and the quantisation that this machine should run with."""
+    foreign = [gpu for gpu in hardware.gpus if not gpu.usable]
+    if foreign:
+        advice = (
+            f"this torch has no programs for {foreign[0].kind}: hide it (CUDA_VISIBLE_DEVICES), install a torch that is built for"
+            f" it, or rent {needs.card}"
+        )
+        has = f"{foreign[0].name} ({foreign[0].kind})"
+        return wanted, [Row("GPU", "one that the installed torch is built for", has, "no", advice)]
     if not hardware.gpus:
         if needs.bf16 > TINY:
             need = f"{gigabytes(needs.vram)} of GPU memory"
             advice = f"rent {needs.card} and run it there; on a CPU only models up to {gigabytes(TINY)} are ablated"
+            if hardware.unseen:
+                advice = f"{hardware.unseen}; or {advice}"
             return wanted, [Row("GPU", need, "no GPU", "no", advice)]
         # Loaded once for the search and once to be written, side by side at the end.
         need_ram = _RAM_BASE // 2 + 2 * max(needs.load, needs.bf16)
         return wanted, [
-            Row("GPU", "none for a model this small", "no GPU: runs on the CPU", "ok"),
+            Row(
+                "GPU",
+                "none for a model this small",
+                "no GPU: runs on the CPU",
+                "warn" if hardware.unseen else "ok",
+                hardware.unseen,
+            ),
             _ram_row(need_ram, need_ram, hardware.ram_free, "to load and to write it"),
         ]
     free = hardware.vram_free
@@ -564,12 +567,14 @@ def _ram_row(need: int, least: int, free: int, why: str) -> Row:
     return Row("RAM", f"{gigabytes(need)} {why}", f"{gigabytes(free)} free", verdict, advice)
 
 
-def _disk_rows(needs: _Needs, base: _Base, hardware: machine.Hardware, work: Path, hf_home: Path) -> list[Row]:
+def _disk_rows(
+    needs: _Needs, base: _Base, hardware: machine.Hardware, work: Path, hf_home: Path, search_done: bool
+) -> list[Row]:
     """Space for the download, the ablated model and its 4-bit copy; on one file system they add up."""
     parts = (
         (hf_home, "download", 0 if base.commit is None else max(0, base.weight_bytes - base.cached)),
-        (work, "ablated model", needs.bf16),
-        (work, "4-bit copy", needs.nf4),
+        (work, "ablated model", 0 if search_done else needs.bf16),
+        (work, "4-bit copy", 0 if search_done else needs.nf4),
         (work, "the rest", _DISK_SLACK),
     )
     disks = {path: hardware.disks.get(path) or machine.disk(path) for path in (hf_home, work)}
@@ -623,7 +628,9 @@ def _machine(hardware: machine.Hardware) -> str:
 # --- where it is published ---------------------------------------------------------------------------------------------
 
 
-def _publish_rows(hub: _Hub, base: _Base, repo: str | None, public: bool) -> tuple[str | None, str | None, list[Row]]:
+def _publish_rows(
+    hub: Questions, base: _Base, repo: str | None, public: bool
+) -> tuple[str | None, str | None, list[Row]]:
     """The two repositories (None where the owner is not known) and what is in the way of publishing to them."""
     default = licences.default_repo_name(base.model, base.licence)
     owner, _, name = (default if repo is None else repo).rpartition("/")
@@ -633,7 +640,7 @@ def _publish_rows(hub: _Hub, base: _Base, repo: str | None, public: bool) -> tup
         return None, None, [*rows, Row("token", "HF_TOKEN that may write", "not set", "no", advice)]
     try:
         who = hub.whoami()
-    except _Refused:
+    except Refused:
         return None, None, [*rows, Row("token", "HF_TOKEN that may write", "refused", "no", hub.refusal())]
     owner = owner or who.name
     target = f"{owner}/{name}"
@@ -667,7 +674,7 @@ def _licence_row(base: _Base, owner: str, name: str, public: bool) -> Row:
     return Row("licence", need, f"{has}, named {name}" if rules.prefix else has, "ok")
 
 
-def _token_row(hub: _Hub, who: _Account, owner: str, target: str) -> Row:
+def _token_row(hub: Questions, who: Account, owner: str, target: str) -> Row:
     need = f"HF_TOKEN that may write to {owner}"
     settings = f"{hub.endpoint}/settings/tokens"
     has = f"{who.role or 'a'} token of {who.name}"
@@ -701,7 +708,7 @@ def _token_row(hub: _Hub, who: _Account, owner: str, target: str) -> Row:
     )
 
 
-def _target_row(hub: _Hub, base: _Base, target: str, public: bool) -> Row:
+def _target_row(hub: Questions, base: _Base, target: str, public: bool) -> Row:
     subject, need = "repository", f"{target} new, or ours and {'public or ' * public}private"
     if target.lower() == base.model.lower():
         return Row(
@@ -709,191 +716,21 @@ def _target_row(hub: _Hub, base: _Base, target: str, public: bool) -> Row:
         )
     try:
         info = hub.call(f"repository {target}", lambda api: api.model_info(target, timeout=hub.timeout))
-    except _Missing:
+    except Missing:
         return Row(subject, need, "new", "ok")
-    except (_Gated, _Refused):
+    except (Gated, Refused):
         return Row(
             subject, need, "exists, no access", "no", f"the token may not read {target}: set REPO to another name"
         )
     if info.private is True:
         if public:
-            advice = "it stays private: make it public on its page if that is what you want"
-            return Row(subject, need, "exists, private", "warn", advice)
+            advice = (
+                f"{target} is private, and is not made public from here: do it first at {hub.endpoint}/{target}/settings,"
+                " or leave PUBLIC unset"
+            )
+            return Row(subject, need, "exists, private", "no", advice)
         return Row(subject, need, "exists, private: gets a new commit", "ok")
     if public:
         return Row(subject, need, "exists, public: gets a new commit", "ok")
     advice = f"{target} is public: make it private at {hub.endpoint}/{target}/settings, or set REPO to another name (or PUBLIC=1)"
     return Row(subject, need, "exists, public", "no", advice)
-
-
-@dataclass(frozen=True)
-class _Account:
-    """Whom the token belongs to. `organisations`: name → role in it. `writes`: what a fine-grained token may write to
-    (owners and repositories), None where the answer does not say."""
-
-    name: str
-    role: str
-    organisations: dict[str, str]
-    writes: frozenset[str] | None
-
-
-# --- the Hub ---------------------------------------------------------------------------------------------------------
-
-
-class _Gated(Exception):
-    """Access needs an accepted licence."""
-
-
-class _Refused(Exception):
-    """The Hub does not accept the token."""
-
-
-class _Missing(Exception):
-    """No such repository, revision or file; or not visible to this token."""
-
-    def __init__(self, *, revision: bool) -> None:
-        super().__init__()
-        self.revision = revision
-
-
-class _Hub:
-    """The Hub, with a timeout for every call. The token is sent and never shown; none is looked for on the disk."""
-
-    def __init__(self, token: str | None, timeout: float) -> None:
-        self.token = token
-        self.timeout = timeout
-        if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise Problem("HF_TOKEN is empty or has a space or a character that no token has; copy it again")
-
-    @property
-    def endpoint(self) -> str:
-        return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-
-    def refusal(self) -> str:
-        """What to say where the token is not accepted."""
-        page = f"{self.endpoint}/settings/tokens"
-        return f"the Hub refused HF_TOKEN (wrong, expired, revoked, or without this permission): make another at {page}"
-
-    def call(self, what: str, function: Callable[[Any], Result]) -> Result:
-        """`function` of an HfApi, tried again where the Hub is busy or away.
-
-        Raises _Gated, _Refused, _Missing; Problem where the Hub does not answer (75) or not as it should (5).
-        """
-        with architecture.quiet():
-            from huggingface_hub import HfApi
-            from huggingface_hub.utils import disable_progress_bars
-
-            disable_progress_bars()
-            api = HfApi(endpoint=self.endpoint, token=self.token or False, library_name="open-synthesis")
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                with architecture.quiet():
-                    return function(api)
-            except Exception as error:
-                again = self._explained(what, error)
-                if attempt == ATTEMPTS:
-                    raise again from None
-            time.sleep(PAUSE * attempt)
-        raise AssertionError("not reached")
-
-    def _explained(self, what: str, error: Exception) -> Problem:
-        """The Problem to raise after the last attempt; raises at once where another attempt cannot help."""
-        import httpx
-        from huggingface_hub import errors
-
-        chain: list[BaseException] = [error]
-        while chain[-1].__cause__ is not None and len(chain) < 10:
-            chain.append(chain[-1].__cause__)
-        if any(isinstance(each, errors.OfflineModeIsEnabled) for each in chain):
-            raise Problem(
-                "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it, or give MODEL as a folder"
-            ) from None
-        if any(isinstance(each, errors.GatedRepoError) for each in chain):
-            raise _Gated from None
-        if any(isinstance(each, errors.RevisionNotFoundError | errors.RemoteEntryNotFoundError) for each in chain):
-            raise _Missing(revision=True) from None
-        status = next((r.status_code for each in chain if (r := getattr(each, "response", None)) is not None), 0)
-        said = next(
-            (
-                r.headers.get("X-Error-Message", "")
-                for each in chain
-                if (r := getattr(each, "response", None)) is not None
-            ),
-            "",
-        )
-        if status == 401 and self.token and not isinstance(error, errors.RepositoryNotFoundError):
-            raise _Refused from None
-        if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
-            raise _Missing(revision=False) from None
-        if status == 403:
-            raise _Refused from None
-        if status == 429 or status >= 500:
-            return Problem(
-                f"{self.endpoint} answered {status} to a question about the {what}; try again later", TRY_LATER
-            )
-        if status >= 400:
-            words = " ".join(clean(said).split())[:200]
-            raise Problem(
-                f"{self.endpoint} refused a question about the {what} ({status} {words})", REMOTE_FAILED
-            ) from None
-        if any(isinstance(each, httpx.TransportError | errors.LocalEntryNotFoundError) for each in chain):
-            reason = (
-                "did not answer in time"
-                if any(isinstance(each, httpx.TimeoutException) for each in chain)
-                else "cannot be reached"
-            )
-            return Problem(
-                f"{self.endpoint} {reason} (asked about the {what}); check the network, then try again", TRY_LATER
-            )
-        if isinstance(error, ValueError | TypeError | KeyError | AttributeError):
-            raise Problem(
-                f"{self.endpoint} did not answer as a model hub does (asked about the {what}); check HF_ENDPOINT",
-                REMOTE_FAILED,
-            ) from error
-        raise error
-
-    def whoami(self) -> _Account:
-        """Whom the token belongs to. Raises as `call` does."""
-
-        def ask(api: Any) -> Any:
-            # The client's own whoami waits for ever.
-            from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-            headers = build_hf_headers(token=self.token, library_name="open-synthesis")
-            response = get_session().get(f"{self.endpoint}/api/whoami-v2", headers=headers, timeout=self.timeout)
-            hf_raise_for_status(response)
-            return response.json()
-
-        try:
-            answer = self.call("account of HF_TOKEN", ask)
-        except _Missing:
-            raise _Refused from None
-        name = _get(answer, "name")
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,100}", name, re.ASCII):
-            raise Problem(f"{self.endpoint} names no account for HF_TOKEN; check HF_ENDPOINT", REMOTE_FAILED)
-        role = _get(answer, "auth", "accessToken", "role")
-        organisations = {}
-        for each in _list(_get(answer, "orgs")):
-            if isinstance(organisation := _get(each, "name"), str) and re.fullmatch(
-                r"[\w.-]{1,100}", organisation, re.ASCII
-            ):
-                organisations[organisation] = str(_get(each, "roleInOrg"))
-        writes: frozenset[str] | None = None
-        if isinstance(_get(answer, "auth", "accessToken", "fineGrained", "scoped"), list):
-            writes = frozenset(
-                str(_get(scope, "entity", "name"))
-                for scope in _get(answer, "auth", "accessToken", "fineGrained", "scoped")
-                if "repo.write" in _list(_get(scope, "permissions"))
-            )
-        return _Account(name, role if role in ("read", "write", "fineGrained") else "", organisations, writes)
-
-
-def _get(value: Any, *keys: str) -> Any:
-    """The value at a path of keys, None where something else stands there."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def _list(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, list) else []

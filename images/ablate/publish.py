@@ -16,23 +16,25 @@ import os
 import random
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hub_client
 import manifest
 from common.problems import BAD_INPUT, OK, REMOTE_FAILED, TRY_LATER, Problem, run
 from common.text import clean
+from hardware import gigabytes
+from hub_client import LONGEST_RETRY_AFTER, TRANSIENT, causes, judge, retry_after, short
 from lifeline import die_with_the_driver
 
-CONNECT_TIMEOUT = 10.0  # seconds
-READ_TIMEOUT = 60.0  # seconds without a byte; the Hub's client has no limit of its own
+STALL = 600.0  # seconds without a byte of an upload by xet, which has no time limit of its own
 ATTEMPTS = 6  # of one step, while the Hub does not answer or says that it cannot now
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between attempts, doubled each time
-LONGEST_RETRY_AFTER = 300.0  # seconds; the Hub's rate limits count in windows of five minutes
-TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 # What the Hub keeps for itself in a repository.
 THEIRS = (".gitattributes",)
 
@@ -93,14 +95,14 @@ class _Hub:
 
     def __init__(self, repo: str, public: bool, token: str) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        from huggingface_hub import HfApi, constants, set_client_factory
+        from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import disable_progress_bars
 
         if not _on_terminal():
             disable_progress_bars()
         self.repo, self.public, self.token = repo, public, token
         self.endpoint = str(constants.ENDPOINT)
-        set_client_factory(_client)
+        hub_client.limit_times(_bounded)
         logger = logging.getLogger("huggingface_hub")
         logger.handlers = [_Spoken(self)]  # the client's own words may hold signed addresses
         logger.propagate = False
@@ -126,6 +128,8 @@ class _Hub:
                 )
             self.say(f"{self.repo} already holds every file at the tag {tag}")
             return tagged
+        if "README.md" in sums:
+            self.check_card((folder / "README.md").read_text(encoding="utf-8", errors="replace"))
         commit = self.upload(folder, sums)
         remote = self.read(commit)
         self.assert_visible_as_wanted(remote, "during the upload")
@@ -150,7 +154,9 @@ class _Hub:
         """What the Hub holds at a revision."""
 
         def call() -> Remote:
-            info = self.api.model_info(self.repo, revision=revision, files_metadata=True, timeout=READ_TIMEOUT)
+            info = self.api.model_info(
+                self.repo, revision=revision, files_metadata=True, timeout=hub_client.READ_TIMEOUT
+            )
             if not isinstance(info.private, bool) or not _COMMIT.fullmatch(str(info.sha)):
                 raise Problem(
                     f"{self.endpoint} does not say whether {self.repo} is private, or at which commit it is; nothing is"
@@ -205,6 +211,30 @@ class _Hub:
             REMOTE_FAILED,
         )
 
+    def check_card(self, card: str) -> None:
+        """Stop where the Hub would refuse the model card: it does so at the commit, when everything has been sent."""
+
+        def call() -> None:
+            from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+            response = get_session().post(
+                f"{self.endpoint}/api/validate-yaml",
+                json={"content": card, "repoType": "model"},
+                headers=build_hf_headers(token=self.token, library_name="open-synthesis"),
+            )
+            if response.status_code == 400:
+                answer = response.json()
+                errors = answer.get("errors") if isinstance(answer, dict) else None
+                told = [each.get("message") for each in errors or [] if isinstance(each, dict)]
+                raise Problem(
+                    f"the Hub refuses the model card's metadata ({short(self.safe('; '.join(map(str, told))))}); nothing was sent."
+                    " The licence there is that of the base model's card",
+                    REMOTE_FAILED,
+                )
+            hf_raise_for_status(response)
+
+        self.attempt("checking the model card", call)
+
     def upload(self, folder: Path, sums: dict[str, str]) -> str:
         """Bring the head to exactly the folder's files, in one commit or none; the head's commit."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -222,8 +252,9 @@ class _Hub:
             adding = [additions[name] for name in sorted(wrong.keys() & sums.keys())]
             deleting = [CommitOperationDelete(name, is_folder=False) for name in sorted(wrong.keys() - sums.keys())]
             size = sum(operation.upload_info.size for operation in adding)
-            self.say(f"{self.repo}: sending {len(adding)} files ({size / 1e9:.3g} GB), deleting {len(deleting)}")
-            self.api.preupload_lfs_files(self.repo, adding, free_memory=False, gitignore_content="")
+            self.say(f"{self.repo}: sending {len(adding)} files ({gigabytes(size)}), deleting {len(deleting)}")
+            with _unstalled():
+                self.api.preupload_lfs_files(self.repo, adding, free_memory=False, gitignore_content="")
             # What was sent so far is not in any commit; the visibility is read once more before it is.
             self.assert_visible_as_wanted(self.read("main"), "during the upload")
             made = self.api.create_commit(
@@ -279,22 +310,19 @@ class _Hub:
 
     def judged(self, doing: str, error: BaseException) -> Transient:
         """The failure as something to try again; raises the Problem for one that would only come back."""
-        from httpx import TransportError
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-        causes = _causes(error)
-        for cause in causes:
+        for cause in causes(error):
             if isinstance(cause, Problem):  # from a step inside this one
                 raise cause
             if isinstance(cause, Transient):
                 return cause
-            if isinstance(cause, OfflineModeIsEnabled):
-                raise Problem(f"{doing}: HF_HUB_OFFLINE=1 forbids it; unset it to publish")
-            if isinstance(cause, HfHubHTTPError):
-                return self.judged_status(doing, cause)
-            if isinstance(cause, TransportError):
-                return Transient(f"no answer ({type(cause).__name__})")
-        told = _short(self.safe(str(error)))
+        failure = judge(error)
+        if failure.kind == "offline":
+            raise Problem(f"{doing}: HF_HUB_OFFLINE=1 forbids it; unset it to publish")
+        if failure.status:
+            return self.judged_status(doing, failure, error)
+        if _is_transport(error):
+            return Transient(f"no answer ({type(error).__name__})")
+        told = short(self.safe(str(error)))
         if isinstance(error, json.JSONDecodeError):
             return Transient("the answer is not JSON")
         if isinstance(error, KeyError | TypeError | AttributeError):
@@ -312,14 +340,14 @@ class _Hub:
             raise Problem(f"{doing}: {told}; is every file of the folder readable?") from error
         raise error
 
-    def judged_status(self, doing: str, error: Any) -> Transient:
+    def judged_status(self, doing: str, failure: hub_client.Failure, error: BaseException) -> Transient:
         """The same for an answer of the Hub with an error status."""
-        status = error.response.status_code
-        told = _short(self.safe(error.server_message or "")) or "no reason given"
+        status = failure.status
+        told = self.safe(failure.said) or "no reason given"
         if status == 412:
             return Transient("the repository has changed meanwhile")
         if status in TRANSIENT or status >= 500:
-            return Transient(f"HTTP {status}", _retry_after(error.response))
+            return Transient(f"HTTP {status}", retry_after(failure.response))
         advice = {
             401: f"the token was not accepted. {self.advice()}",
             402: "the account's plan does not allow it; see https://huggingface.co/settings/billing",
@@ -356,7 +384,7 @@ class _Spoken(logging.Handler):
         self.hub = hub
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.hub.say(_short(re.sub(r"\?\S+", "", record.getMessage())))
+        self.hub.say(short(re.sub(r"\?\S+", "", record.getMessage())))
 
 
 def differences(folder: Path, sums: dict[str, str], remote: Remote) -> dict[str, str]:
@@ -397,66 +425,99 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _client() -> Any:
-    """The HTTP client for huggingface_hub: with time limits, and without retries of its own that nobody hears of.
+def _bounded(request: Any, send: Callable[[], Any]) -> Any:
+    """Send a request of huggingface_hub's client, without retries of its own that nobody hears of.
 
     A failing request raises Transient, which only `attempt` catches. Uploads of single objects (PUT) are left to the client's
     own few retries, as a step that starts again would send finished ones again.
     """
     import httpx
-    from huggingface_hub.utils._http import hf_request_event_hook
 
-    limits = httpx.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)
-    client = httpx.Client(event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=limits)
-    send = client.send
-
-    def bounded(request: Any, **options: Any) -> Any:
-        given = request.extensions.get("timeout") or {}
-        request.extensions["timeout"] = {
-            key: limit if given.get(key) is None else given[key] for key, limit in limits.as_dict().items()
-        }
-        where = f"{request.method} {request.url.path}"
-        try:
-            response = send(request, **options)
-        except httpx.TransportError as error:
-            if request.method == "PUT":
-                raise
-            raise Transient(f"{where}: no answer ({type(error).__name__})") from error
-        if (wait := _retry_after(response)) is not None:
-            response.headers["Retry-After"] = f"{wait:.0f}"
-        if request.method != "PUT" and (
-            response.status_code in TRANSIENT
-            # The client would ask again at once, for ever.
-            or (response.status_code == 409 and "another conflicting operation" in response.text)
-        ):
-            raise Transient(f"{where}: HTTP {response.status_code}", wait)
-        return response
-
-    client.send = bounded
-    return client
-
-
-def _retry_after(response: Any) -> float | None:
-    """How long the Hub asks to wait, in seconds, within reason; None where it does not say or uses the form with a date."""
+    where = f"{request.method} {request.url.path}"
     try:
-        return min(max(float(response.headers.get("Retry-After", "")), 0.0), LONGEST_RETRY_AFTER)
-    except ValueError:
-        return None
+        response = send()
+    except httpx.TransportError as error:
+        if request.method == "PUT":
+            raise
+        raise Transient(f"{where}: no answer ({type(error).__name__})") from error
+    if (wait := retry_after(response)) is not None:
+        response.headers["Retry-After"] = f"{wait:.0f}"
+    if request.method != "PUT" and (
+        response.status_code in TRANSIENT
+        # The client would ask again at once, for ever.
+        or (response.status_code == 409 and "another conflicting operation" in response.text)
+    ):
+        raise Transient(f"{where}: HTTP {response.status_code}", wait)
+    return response
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """An exception and what it was raised from, outermost first."""
-    found: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in found:
-        found.append(current)
-        current = current.__cause__
-    return found
+@contextmanager
+def _unstalled() -> Iterator[None]:
+    """Raise Problem where an upload by xet inside sends nothing for STALL seconds. (HTTP has its own limits.)
+
+    xet works in threads of its own, and a call of it that waits can only be ended from outside: by aborting its session.
+    """
+    from huggingface_hub.utils import _xet
+
+    seen: list[Any] = [None, time.monotonic()]
+    ended, stalled = threading.Event(), threading.Event()
+    real = _xet.get_xet_session
+
+    def watch() -> None:
+        while not ended.wait(min(5.0, STALL / 4)):
+            if time.monotonic() - seen[1] > STALL:
+                stalled.set()
+                _xet.abort_xet_session()
+                return
+
+    def watched() -> Any:
+        threading.Thread(target=watch, daemon=True).start()
+        return _Watched(real(), seen)
+
+    _xet.get_xet_session = watched
+    try:
+        yield
+    except BaseException as error:
+        if not stalled.is_set():
+            raise
+        raise Problem(
+            f"nothing was sent for {STALL / 60:.0f} minutes, so the upload was ended. Run the same command again: it sends only"
+            " what is missing",
+            TRY_LATER,
+        ) from error
+    finally:
+        ended.set()
+        _xet.get_xet_session = real
 
 
-def _short(text: str) -> str:
-    """A server's words as one short line."""
-    return " ".join(clean(text).split())[:300]
+class _Watched:
+    """A session of xet that notes in `seen` when the figures of its progress last changed: [figures, time]."""
+
+    def __init__(self, session: Any, seen: list[Any]) -> None:
+        self.session, self.seen = session, seen
+
+    def new_upload_commit(self, *, progress_callback: Any = None, **options: Any) -> Any:
+        def noted(group: Any, items: Any) -> None:
+            figures = [
+                getattr(group, name, None) for name in ("total_bytes_completed", "total_transfer_bytes_completed")
+            ]
+            shard = getattr(group, "shard", None)
+            figures += [
+                getattr(shard, name, None)
+                for name in ("total_shards_completed", "total_shard_validation_entries_completed")
+            ]
+            if figures != self.seen[0]:
+                self.seen[:] = figures, time.monotonic()
+            if progress_callback is not None:
+                progress_callback(group, items)
+
+        return self.session.new_upload_commit(progress_callback=noted, **options)
+
+
+def _is_transport(error: BaseException) -> bool:
+    import httpx
+
+    return any(isinstance(cause, httpx.TransportError) for cause in causes(error))
 
 
 def _on_terminal() -> bool:

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,13 +54,16 @@ class Run:
         write_atomic(self.folder / "run.json", to_json(self.state))
 
 
-def identity(model: str, commit: str | None, files: str, heretic: dict[str, Any], version: str) -> str:
+def identity(source: str, settings: dict[str, Any], prompts: str, version: str) -> str:
     """16 hex digits that name what is ablated with what. Settings that only change the speed are not part of it.
 
-    `commit` of the Hub, or, for a folder, `files`: a fingerprint of what lies in it.
+    `source`: the model's id and commit, or a fingerprint of its folder. `settings`: all of Heretic's. `prompts`: a digest of
+    the prompts themselves. `version`: Heretic's.
     """
-    settings = {key: value for key, value in heretic.items() if key not in NOT_IDENTITY}
-    told = json.dumps([model, commit or files, settings, version], sort_keys=True)
+    told = json.dumps(
+        [source, {key: value for key, value in settings.items() if key not in NOT_IDENTITY}, prompts, version],
+        sort_keys=True,
+    )
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -89,9 +94,19 @@ def find_or_make(base: Path, model: str, key: str, checkpoints: Path | None, now
     checkpoint = (checkpoints / folder.name if checkpoints else folder / "checkpoint").resolve()
     checkpoint.mkdir(parents=True, exist_ok=True)
     run = Run(folder.resolve(), checkpoint, state)
+    _bring(Path(state.get("checkpoint") or folder / "checkpoint"), checkpoint)
     if not state.items() >= {"run": folder.name, "identity": key}.items():
         run.save(run=folder.name, identity=key)  # only then: another process may own the run
     return run
+
+
+def _bring(before: Path, now: Path) -> None:
+    """Copy the journals to where they are wanted now, if CHECKPOINT_DIR has been set, changed or taken away meanwhile."""
+    if now.exists() and not (now / "base.jsonl").exists() and before != now and before.is_dir():
+        for journal in sorted(before.glob("base.jsonl*"), reverse=True):  # the one without a number last
+            if not journal.name.startswith("base.jsonl.lock"):
+                shutil.copyfile(journal, now / f".{journal.name}")
+                os.replace(now / f".{journal.name}", now / journal.name)
 
 
 def _state(folder: Path) -> dict[str, Any]:
@@ -107,11 +122,15 @@ def owned(run: Run) -> Iterator[None]:
     """Hold the run while something is done to it. Raises Problem (75) where another process does."""
     import filelock
 
-    lock = filelock.FileLock(run.checkpoint / ".lock")
+    # Both: the checkpoint may be shared by machines, the folder by starts with another CHECKPOINT_DIR.
     try:
-        with lock.acquire(timeout=0):
+        with (
+            filelock.FileLock(run.checkpoint / ".lock").acquire(timeout=0),
+            filelock.FileLock(run.folder / ".lock").acquire(timeout=0),
+        ):
             # The one who owned it until now may have gone on since the state was read.
             run.state = _state(run.folder) or run.state
+            run.save(checkpoint=str(run.checkpoint))
             yield
     except filelock.Timeout:
         raise Problem(

@@ -8,21 +8,22 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import journal
 import launcher
-from common.problems import BAD_INPUT, UNEXPECTED, Problem
+import prompt_sets
+from common.problems import BAD_INPUT, TRY_LATER, UNEXPECTED, Problem
 from common.text import clean
 from progress import Reporter, gpu_memory
+from prompt_sets import NAMES as PROMPTS
 from runs import Run
 from settings import Settings
 
 POLL = 1.0  # seconds between looks at the journal …
 POLL_GPU = 10.0  # … and at the GPUs' memory
-PROMPTS = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
+NOTE = 60.0  # seconds between notes of the time that was spent
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,11 @@ def next_load(load: Load, first: Load, at: str) -> Load | None:
 
 
 def heretic_config(settings: Settings, run: Run, load: Load) -> dict[str, Any]:
-    """config.toml as Heretic reads it. Paths of prompt files are made absolute: it runs in the run's folder."""
-    config = {**settings.heretic, "batch_size": load.batch_size, "quantization": load.quantization}
-    for name in PROMPTS:
-        if name in config and Path(config[name]["dataset"]).exists():
-            config[name] = {**config[name], "dataset": str(Path(config[name]["dataset"]).resolve())}
+    """config.toml as Heretic reads it."""
     return {
-        **config,
+        **prompt_sets.absolute(settings.heretic),
+        "batch_size": load.batch_size,
+        "quantization": load.quantization,
         "model": "base",
         "study_checkpoint_dir": str(run.checkpoint),
         "export_strategy": "merge",
@@ -65,6 +64,8 @@ def environment() -> dict[str, str]:
     dropped = ("HERETIC_", "COLAB_", "KAGGLE_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     # They start in other folders.
+    if kept.get("HF_HOME"):
+        kept["HF_HOME"] = os.path.abspath(kept["HF_HOME"])
     kept["PYTHONPATH"] = os.pathsep.join(
         os.path.abspath(path) for path in kept.get("PYTHONPATH", "").split(os.pathsep) if path
     )
@@ -73,13 +74,22 @@ def environment() -> dict[str, str]:
 
 
 def first_load(run: Run, wanted: Load, machine: str) -> Load:
-    """What to begin with: what went well on this machine before, else `wanted`; a study stays with its quantization."""
-    known = run.state.get("load", {})
-    batch_size = known["batch_size"] if known.get("machine") == machine else wanted.batch_size
+    """What to begin with: what the last start had come down to, if the same was wanted on the same machine; else `wanted`.
+
+    A study stays with its quantization, unless 4 bits are wanted now.
+    """
+    known = run.state.get("load") or {}
+    load = wanted
+    if known.get("machine") == machine and known.get("wanted") == asdict(wanted):
+        load = Load(known["batch_size"], known["quantization"])
     so_far = journal.read(run.journal)
-    if so_far.settings and any(trial.state == "complete" for trial in so_far.trials):
-        return Load(batch_size, so_far.settings.get("quantization", wanted.quantization))
-    return Load(batch_size, known["quantization"] if known.get("machine") == machine else wanted.quantization)
+    if so_far.settings and _complete(so_far) and wanted.quantization == "none":
+        load = Load(load.batch_size, so_far.settings.get("quantization", "none"))
+    return load
+
+
+def _complete(so_far: journal.Journal) -> int:
+    return sum(trial.state == "complete" for trial in so_far.trials)
 
 
 def search(
@@ -105,12 +115,15 @@ def search(
             run.journal.unlink()
             if before.trials:
                 reporter.note(f"the search starts over with {load.quantization}; the trials so far are kept in {kept}")
-        run.save(load={"batch_size": load.batch_size, "quantization": load.quantization, "machine": machine})
+        run.save(load={**asdict(load), "machine": machine, "wanted": asdict(wanted)})
         config = heretic_config(settings, run, load)
         (run.folder / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
-        # What a continued study takes from its journal, and may be different now.
-        keys = ("n_trials", "batch_size", "model", "device_map", "max_memory", "offload_outputs_to_cpu", *PROMPTS)
-        repair({key: config[key] for key in keys if key in config})
+        # What a continued study takes from its journal, and may be different now. A batch size that Heretic found stays.
+        keys = ["n_trials", "device_map", "max_memory", "offload_outputs_to_cpu", "max_shard_size"]
+        changes = {key: settings.full[key] for key in keys if key in settings.full} | {
+            key: config[key] for key in ("model", *PROMPTS) if key in config
+        }
+        repair(changes | ({"batch_size": load.batch_size} if load.batch_size else {}))
         outcome = _heretic(run, settings, usd_per_hour, reporter)
         if outcome["ended"] == "saved":
             return int(outcome["trial"])
@@ -122,19 +135,35 @@ def search(
                 "The same command goes on from the last complete trial",
                 UNEXPECTED,
             )
-        at = outcome["at"]
-        lower = next_load(load, wanted, at)
-        if at == "save" or lower is None:
-            what = (
-                "main memory to merge the model" if at == "save" else "memory, even with batch_size 1 and 4-bit weights"
-            )
-            raise Problem(
-                f"there is not enough {what} ({clean(outcome['message'])}). Rent {card}; the same command goes on there "
-                f"from the last complete trial, if CHECKPOINT_DIR ({run.checkpoint}) is on a volume",
-                BAD_INPUT,
-            )
-        reporter.note(f"out of memory at {at} with {_said(load)}: trying again with {_said(lower)}")
+        lower = next_load(load, wanted, outcome["at"])
+        complete = _complete(journal.read(run.journal))
+        if lower is None or (complete and lower.quantization != load.quantization):
+            run.save(load=None)  # the next start, perhaps on another day or card, begins at the top again
+            raise _stop(run, outcome, complete if lower else 0, card)
+        reporter.note(f"out of memory at {outcome['at']} with {_said(load)}: trying again with {_said(lower)}")
         load = lower
+
+
+def _stop(run: Run, outcome: dict[str, Any], complete: int, card: str) -> Problem:
+    """What to say where memory does not suffice. `complete`: trials that went well with more than there is now."""
+    said = clean(outcome["message"])
+    if complete:
+        return Problem(
+            f"there is not enough memory now, though {complete} trials went well before ({said}). If something else uses the "
+            f"GPU (nvidia-smi), wait, and the same command goes on; on a smaller card it cannot: rent {card}. To start over "
+            'with 4-bit weights set quantization = "bnb_4bit" in heretic.toml',
+            TRY_LATER,
+        )
+    what = (
+        "main memory to merge the model"
+        if outcome["at"] == "save"
+        else "memory, even with batch_size 1 and 4-bit weights"
+    )
+    return Problem(
+        f"there is not enough {what} ({said}). Rent {card}; the same command goes on there from the last complete trial, if "
+        f"CHECKPOINT_DIR ({run.checkpoint}) is on a volume",
+        BAD_INPUT,
+    )
 
 
 def _said(load: Load) -> str:
@@ -149,9 +178,10 @@ def _heretic(run: Run, settings: Settings, usd_per_hour: float | None, reporter:
     plan.write_text(
         json.dumps(launcher.plan_of(settings.gates, settings.timeout, settings.early_stop, saving, str(outcome)))
     )
-    started = looked = time.monotonic()
+    earlier = float(run.state.get("searched_seconds", 0))  # by starts before this one
+    started = looked = noted = time.monotonic()
     gpu = gpu_memory()
-    n_trials = settings.heretic.get("n_trials", 200)
+    n_trials = settings.full["n_trials"]
     with (run.folder / "heretic.log").open("ab") as log:
         # Its own session: Ctrl-C ends this process, which ends that one; Heretic would choose a trial instead.
         child = subprocess.Popen(
@@ -168,13 +198,17 @@ def _heretic(run: Run, settings: Settings, usd_per_hour: float | None, reporter:
                     gpu, looked = gpu_memory(), time.monotonic()
                 reporter.update(
                     journal.read(run.journal).trials, n_trials, settings.gates,
-                    elapsed=time.monotonic() - started, now=time.time(), gpu=gpu, usd_per_hour=usd_per_hour,
+                    elapsed=earlier + time.monotonic() - started, now=time.time(), gpu=gpu, usd_per_hour=usd_per_hour,
                 )  # fmt: skip
                 if code is not None:
                     break
+                if time.monotonic() - noted > NOTE:
+                    noted = time.monotonic()
+                    run.save(searched_seconds=round(earlier + noted - started, 1))
         finally:
             child.kill()
             child.wait()
+            run.save(searched_seconds=round(earlier + time.monotonic() - started, 1))
             if child.stdin:
                 child.stdin.close()
             reporter.close()

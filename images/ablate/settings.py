@@ -57,14 +57,23 @@ NOT_IDENTITY = (
     "max_memory",
     "offload_outputs_to_cpu",
     "print_responses",
+    "print_residual_geometry",
+    "plot_residuals",
+    "residual_plot_path",
+    "residual_plot_title",
+    "residual_plot_style",
+    "max_shard_size",
+    "benchmarks",
 )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """config/heretic.toml. `heretic`: what goes to Heretic as it is; `notes`: what was translated, for the user."""
+    """config/heretic.toml. `heretic`: what goes to Heretic as it is; `full`: the same with Heretic's defaults, as JSON;
+    `notes`: what was translated, for the user."""
 
     heretic: dict[str, Any]
+    full: dict[str, Any]
     gates: Gates
     timeout: float  # seconds for the search, 0: none
     early_stop: bool
@@ -86,8 +95,8 @@ def load(path: Path | None = None) -> Settings:
     notes = _translate(data, path)
     gates = _gates(data.pop("gates", {}), path)
     timeout, early_stop = _budget(data.pop("budget", {}), path)
-    _check_heretic(data, path)
-    return Settings(data, gates, timeout, early_stop, tuple(notes), path)
+    full = _check_heretic(data, path)
+    return Settings(data, full, gates, timeout, early_stop, tuple(notes), path)
 
 
 def _table(value: object, name: str, path: Path) -> dict[str, Any]:
@@ -170,8 +179,11 @@ def _budget(table: object, path: Path) -> tuple[float, bool]:
     return float(timeout), early_stop
 
 
-def _check_heretic(data: dict[str, Any], path: Path) -> None:
-    """Let the installed Heretic's own model judge the keys and values; Problem with the first that it does not take."""
+def _check_heretic(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Let the installed Heretic's own model judge the keys and values; Problem with the first that it does not take.
+
+    Returns all its settings, as JSON has them.
+    """
     from heretic.config import Settings as HereticSettings
     from pydantic import ConfigDict, ValidationError, create_model
 
@@ -186,7 +198,7 @@ def _check_heretic(data: dict[str, Any], path: Path) -> None:
     # which JSON has not, becomes what no key takes.
     told = json.dumps(data, default=lambda value: {str(value): 0})
     try:
-        checked.model_validate_json(told, strict=True)
+        full: dict[str, Any] = checked.model_validate_json(told, strict=True).model_dump(mode="json")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -215,3 +227,4 @@ def _check_heretic(data: dict[str, Any], path: Path) -> None:
         raise Problem(f"{path}: batch_size must not be below 0 (0: Heretic finds one), not {data['batch_size']}")
     if data.get("max_response_length", 1) < 1:
         raise Problem(f"{path}: max_response_length must be above 0")
+    return full

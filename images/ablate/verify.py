@@ -30,6 +30,7 @@ from typing import Any, TextIO
 import fetch
 import launcher
 import measures
+import prompt_sets
 import settings as configuration
 from common.files import to_json, write_atomic
 from common.problems import FLAGGED, OK, UNCHECKED, Problem, run
@@ -70,6 +71,8 @@ def _evaluator(taken: _Taken, questions: list[str], text: str) -> type:
 
     class Measuring(heretic.main.Evaluator):  # type: ignore[misc] # heretic has no types here
         def __init__(self, settings: Any, model: Any) -> None:
+            taken.now = "loading the base model"
+            launcher.check_fits(model.model)
             taken.now = "measuring the base model"
             self.judged = 0
             super().__init__(settings, model)
@@ -84,6 +87,7 @@ def _evaluator(taken: _Taken, questions: list[str], text: str) -> type:
             return bool(super().is_refusal(response))
 
         def get_score(self) -> Any:
+            launcher.check_fits(self.model.model)
             taken.now = "measuring the ablated model"
             self.judged = 0
             score = super().get_score()
@@ -130,7 +134,7 @@ def measure(base: Path, ablated: Path, heretic: Mapping[str, Any], questions: li
             (work / link).symlink_to(target.resolve(), target_is_directory=True)
         # The two names differ even where the folders do not: Heretic keeps the model that it has under the same name.
         config = {
-            **_absolute(heretic),
+            **prompt_sets.absolute(dict(heretic)),
             "model": str(work / "base"),
             "evaluate_model": str(work / "ablated"),
             "study_checkpoint_dir": str(work / "checkpoint"),
@@ -180,15 +184,6 @@ def failure(doing: str, errors: Sequence[Exception]) -> Problem:
         return Problem(f"out of memory while {doing}; try a smaller batch_size, or rent a larger card", OUT_OF_MEMORY)
     said = " ".join(f"{type(errors[-1]).__name__}: {errors[-1]}".split())
     return Problem(f"{doing} failed, so nothing is verified: {said:.500}", UNCHECKED)
-
-
-def _absolute(heretic: Mapping[str, Any]) -> dict[str, Any]:
-    """Heretic's settings with the paths of prompt files made absolute: it runs in another folder."""
-    config = dict(heretic)
-    for key, value in heretic.items():
-        if isinstance(value, dict) and isinstance(value.get("dataset"), str) and Path(value["dataset"]).exists():
-            config[key] = {**value, "dataset": str(Path(value["dataset"]).resolve())}
-    return config
 
 
 class _Cleaned(io.TextIOBase):

@@ -38,6 +38,18 @@ WRITE_TOKEN = "hf_testWRITE0123456789abcdef"  # noqa: S105 of this hub only
 READ_TOKEN = "hf_testREAD0123456789abcdef"  # noqa: S105
 USER = "tester"
 REGULAR_LIMIT = 10_000_000  # bytes; the real Hub takes larger files by LFS only
+# What the real Hub takes as a card's `license`; a list of our own making cannot stand in for it.
+LICENCES = (
+    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
+    "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
+    "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0",
+    "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0",
+    "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl",
+    "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl",
+    "lgpl-2.1", "lgpl-3.0", "isc", "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl", "openrail++", "osl-3.0", "postgresql",
+    "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr", "deepfloyd-if-license", "llama2", "llama3", "llama3.1",
+    "llama3.2", "llama3.3", "gemma", "unknown", "other",
+)  # fmt: skip
 GIT_ATTRIBUTES = b"".join(
     f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n".encode()
     for ending in ("bin", "ckpt", "gguf", "h5", "msgpack", "onnx", "pickle", "pkl", "pt", "pth", "safetensors", "zip")
@@ -517,6 +529,12 @@ class Hub:
         problems = [
             f'"{key}" must be text' for key in ("license", "license_name") if not isinstance(card.get(key, ""), str)
         ]
+        if (licence := card.get("license", "other")) not in LICENCES:
+            problems.append(f'"license" must be one of {", ".join(LICENCES[:3])}, …, not {licence!r:.100}')
+        if not re.fullmatch(r"[a-z0-9.-]+", str(card.get("license_name", "a"))):
+            problems.append('"license_name" must be an id: small letters, digits, dots and hyphens')
+        if not re.fullmatch(r"https?://\S+|LICENSE(\.md)?", str(card.get("license_link", "LICENSE"))):
+            problems.append('"license_link" must be LICENSE, LICENSE.md or an address')
         if card.get("base_model_relation", "finetune") not in ("adapter", "finetune", "merge", "quantized"):
             problems.append('"base_model_relation" must be adapter, finetune, merge or quantized')
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(card.get("base_model", "a/b"))):

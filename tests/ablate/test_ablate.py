@@ -204,6 +204,75 @@ def test_a_model_that_cannot_be_ablated_is_exit_3_and_nothing_is_published(stubb
         assert (report["passed"], report["forms"], report["complete_trials"]) == (False, {}, 8)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            {"gates": {"refusals": 5, "of": 100}},
+            "[bad_evaluation_prompts] has 40 prompts, and the gate on refusals wants",
+        ),
+        ({"good_prompts": {"dataset": "/nowhere/mine.txt"}}, "the prompts of [good_prompts] cannot be read"),
+        ({"bad_prompts": {"split": "[:0]"}}, "[bad_prompts] has no prompts"),
+    ],
+)
+def test_prompts_are_looked_at_before_a_byte_is_downloaded(
+    fresh: Bench, tiny: Tiny, overrides: dict[str, Any], said: str
+) -> None:
+    fresh.configure(tiny, **overrides)
+    done = fresh.ablate()
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert not fresh.hub.requests("GET", r"\.safetensors")
+    assert not (fresh.folder / "ablations").exists()
+
+
+def test_leftovers_of_an_interrupted_publication_are_no_obstacle(place: Bench) -> None:
+    for folder in ("model", "nf4"):
+        (place.run / folder / ".README.md.abcdef").write_text("half a card")
+    test_again_changes_nothing(place)
+    assert not list(place.run.glob("*/.README*"))
+
+
+def test_a_card_that_is_half_published_is_not_written_anew(place: Bench) -> None:
+    """An update of this program, or another torch, would else give the tag another content, which is refused."""
+    card = place.run / "nf4" / "README.md"
+    before, code = card.read_bytes(), Path(environment()["PYTHONPATH"].split(":")[0])
+    assert (code / "card.md.jinja").exists()
+    test_again_changes_nothing(place)
+    assert card.read_bytes() == before
+    assert json.loads((place.run / "run.json").read_text())["written"].keys() == {"bf16", "nf4"}
+
+
+def test_a_damaged_model_is_made_again(place: Bench, tmp_path: Path) -> None:
+    copy = Bench(tmp_path, place.hub)
+    shutil.copytree(place.folder / "config", tmp_path / "config")
+    shutil.copytree(place.folder / "ablations", tmp_path / "ablations", symlinks=True)
+    weights = copy.run / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1000])
+    done = copy.ablate(PUBLISH="0")
+    assert done.returncode == 0, done.stderr
+    assert "the saved model is damaged" in done.stderr
+    assert weights.read_bytes() == whole
+
+
+def test_other_gates_that_lead_to_the_same_trial_keep_the_model(place: Bench, tiny: Tiny, tmp_path: Path) -> None:
+    copy = Bench(tmp_path, place.hub)
+    copy.configure(tiny, gates={"kl_divergence": 0.49})
+    shutil.copytree(place.folder / "ablations", tmp_path / "ablations", symlinks=True)
+    before = (copy.run / "model" / "model.safetensors").stat().st_mtime_ns
+    done = copy.ablate()
+    assert done.returncode == 0, done.stderr
+    assert "the search has ended before" in done.stderr
+    assert (copy.run / "model" / "model.safetensors").stat().st_mtime_ns == before
+    # It is another report, so it gets another tag, and the first one stays.
+    tags = place.hub.repo("tester/tiny-ablated").tags
+    assert f"verified-{copy.run.name}.2" in tags
+    assert tags[f"verified-{copy.run.name}.2"] != tags[f"verified-{copy.run.name}"]
+    place.hub.repo("tester/tiny-ablated").tags.pop(f"verified-{copy.run.name}.2")
+    place.hub.repo("tester/tiny-ablated-nf4").tags.pop(f"verified-{copy.run.name}.2")
+
+
 def test_a_public_target_is_refused_before_a_byte_is_downloaded(fresh: Bench) -> None:
     fresh.hub.add_repo("tester/tiny-ablated", {"x.txt": b"x"}, private=False)
     done = fresh.ablate()

@@ -15,9 +15,11 @@ import hypothesis.strategies as st
 import jinja2
 import pytest
 import yaml
+from hub import LICENCES as LICENCES_OF_THE_HUB
 from hub import Hub
 
 import card
+import licences
 
 MEASURES: dict[str, Any] = {
     "refusals": 3, "base_refusals": 98, "harmful_prompts": 100, "kl_divergence": 0.125, "harmless_prompts": 90,
@@ -263,7 +265,57 @@ def test_the_interval_holds_the_share(pair: tuple[int, int]) -> None:
     assert 0 <= low <= pair[0] / pair[1] <= high <= 1
 
 
+# What the Hub says of a card's metadata.
+def refusals(page: str, folder: Path) -> list[str]:
+    body = json.dumps({"content": page, "repoType": "model"}).encode()
+    return [error["message"] for error in Hub(folder).answer("POST", "/api/validate-yaml", body, None).body["errors"]]
+
+
+LINK = "https://huggingface.co/Qwen/Qwen2.5-72B-Instruct/blob/main/LICENSE"
+LICENCES: list[tuple[dict[str, Any], dict[str, str]]] = [
+    ({"license": "apache-2.0"}, {"license": "apache-2.0"}),
+    ({"license": "Apache-2.0", "license_link": LINK}, {"license": "apache-2.0", "license_link": LINK}),
+    ({"license": "llama3.3"}, {"license": "llama3.3"}),
+    ({"license": "llama-3.3"}, {"license": "llama3.3"}),
+    ({"license": "other", "license_name": "qwen", "license_link": LINK}, {"license": "other", "license_name": "qwen", "license_link": LINK}),
+    ({"license": "other", "license_name": "tongyi-qianwen"}, {"license": "other", "license_name": "tongyi-qianwen"}),
+    ({"license": "other", "license_name": "Llama 4 (community)"}, {"license": "other", "license_name": "llama-4-community"}),
+    ({"license": "llama4"}, {"license": "other", "license_name": "llama4"}),
+    ({"license": "other", "license_link": "LICENSE"}, {"license": "other", "license_link": "LICENSE"}),
+    ({"license": "other", "license_link": "../../etc/passwd"}, {"license": "other"}),
+    ({"license": "other", "license_link": "javascript:alert(1)"}, {"license": "other"}),
+    ({"license": "mine\nlicense: mit"}, {"license": "other", "license_name": "mine-license-mit"}),
+    ({"license": "cc-by-nc-4.0", "license_name": "apache-2.0"}, {"license": "cc-by-nc-4.0"}),
+    ({"license_name": "my-own"}, {"license": "other", "license_name": "my-own"}),
+    ({"license": "…"}, {"license": "other"}),
+    ({"license": "other", "license_name": "Other"}, {"license": "other"}),
+    ({}, {}),
+    ({"license": None, "license_link": LINK}, {}),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("form", ["bf16", "nf4"])
-def test_the_hub_takes_it(report: dict[str, Any], run: dict[str, Any], form: str, tmp_path: Path) -> None:
-    body = json.dumps({"content": card.render(report, run, form), "repoType": "model"}).encode()
-    assert Hub(tmp_path).answer("POST", "/api/validate-yaml", body, None).body == {"errors": [], "warnings": []}
+@pytest.mark.parametrize(("declared", "expected"), LICENCES)
+def test_the_hub_takes_the_licence_of_every_base(
+    report: dict[str, Any],
+    run: dict[str, Any],
+    form: str,
+    declared: dict[str, Any],
+    expected: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    """From the base model's metadata to the card of its copy."""
+    rules = licences.licence_of(licences.declared(declared))
+    name, link = licences.declared_name(declared), licences.declared_link(declared)
+    assert licences.front_matter(rules.id, name, link) == expected
+    run["licence"] |= {"id": rules.id, "name": name, "link": link, "notice": rules.notice}
+    page = card.render(report, run, form)
+    assert {key: value for key, value in front_matter(page).items() if key.startswith("license")} == expected
+    assert refusals(page, tmp_path) == []
+
+
+def test_the_hub_knows_what_we_take_it_to_know(tmp_path: Path) -> None:
+    assert set(licences.HUB_IDS) == set(LICENCES_OF_THE_HUB)
+    for licence, refused in (("qwen", True), ("llama3.3", False), ("apache-2.0", False), ("other", False)):
+        assert bool(refusals(f"---\nlicense: {licence}\n---\n", tmp_path)) is refused
+    assert refusals("# no metadata", tmp_path) == []

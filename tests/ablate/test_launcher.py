@@ -187,6 +187,11 @@ def test_what_is_out_of_memory() -> None:
     ):
         assert launcher.is_out_of_memory(RuntimeError(message)), message
     assert launcher.is_out_of_memory(OSError(12, os.strerror(12)))
+    told = "Some modules are dispatched on the CPU or the disk. Make sure you have enough GPU RAM to fit the quantized model."
+    assert launcher.is_out_of_memory(ValueError(told))
+    assert launcher.is_out_of_memory(
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate`")
+    )
     wrapped = ValueError("loading failed")
     wrapped.__cause__ = RuntimeError("CUDA error: out of memory")
     assert launcher.is_out_of_memory(wrapped)
@@ -200,6 +205,15 @@ def test_what_is_not_out_of_memory() -> None:
         ValueError("the story is called Out of memory"),
     ):
         assert not launcher.is_out_of_memory(error)
+
+
+def test_weights_that_were_put_aside_do_not_fit() -> None:
+    """transformers leaves tensors without values behind, and Heretic would edit them without a word."""
+    import torch
+
+    launcher.check_fits(torch.nn.Linear(2, 2))
+    with pytest.raises(torch.OutOfMemoryError, match="do not fit"):
+        launcher.check_fits(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, device="meta")))
 
 
 # --- a whole run ---------------------------------------------------------------------------------------------------------
@@ -518,6 +532,10 @@ def format_exception(error):
 class Model:
     def __init__(self, settings):
         self.settings = settings
+        self.model = self
+
+    def parameters(self):
+        return []
 """
 NEWER_MAIN = """
 import json, os
@@ -597,7 +615,7 @@ from gates import Gates
 from progress import Reporter
 folder, n_trials = Path(sys.argv[1]), int(sys.argv[2])
 heretic = {"n_trials": n_trials, "seed": 1, "batch_size": 4}
-found = settings.Settings(heretic, Gates(refusals=30, of=40, kl_divergence=0.6), 0.0, False, (), folder)
+found = settings.Settings(heretic, heretic, Gates(refusals=30, of=40, kl_divergence=0.6), 0.0, False, (), folder)
 run = runs.find_or_make(folder / "ablations", "m", "0123456789abcdef", None)
 load = search.Load(4, "none")
 with runs.owned(run):

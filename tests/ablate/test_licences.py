@@ -103,15 +103,26 @@ def test_what_a_card_declares(card: dict[str, object], licence: str | None) -> N
     assert licences.declared(card) == licence
 
 
+@pytest.mark.parametrize("link", ["LICENSE", "LICENSE.md", "https://example.org/a_b?c=d#e", "http://x"])
+def test_links_that_are_kept(link: str) -> None:
+    assert licences.declared_link({"license_link": f" {link}\n"}) == link
+
+
+@pytest.mark.parametrize(
+    "link",
+    [None, 3, "", "x", "../LICENSE", "javascript:x", "https://a b", "https://a\u202eb c", "https://" + "a" * 600],
+)
+def test_links_that_are_not(link: object) -> None:
+    assert licences.declared_link({"license_link": link}) is None
+
+
 def test_files_that_go_along() -> None:
-    names = [
-        "LICENSE",
-        "LICENSE.txt",
-        "licence.md",
-        "USE_POLICY.md",
-        "NOTICE",
-        "README.md",
-        "sub/LICENSE",
-        "LICENSES.zip",
-    ]
-    assert licences.goes_along(names, licences.licence_of("llama3.3")) == names[:5]
+    along = [
+        "LICENSE", "LICENSE.txt", "licence.md", "License", "LICENSE-MIT", "license_2.0.txt", "USE_POLICY.md", "use-policy.md",
+        "Use Policy.pdf", "NOTICE", "Notice.txt",
+    ]  # fmt: skip
+    others = [
+        "README.md", "sub/LICENSE", "LICENSES.zip", "LICENSE.zip", "LICENSE.py", "notice.bin", "licensed.txt", ".license",
+        "LICENSE\n", "LICENSE.\u202etxt", "",
+    ]  # fmt: skip
+    assert licences.goes_along([*along, *others]) == along

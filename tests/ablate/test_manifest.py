@@ -16,7 +16,8 @@ import pytest
 import manifest
 from common.problems import Problem
 
-WEIGHTS = struct.pack("<Q", 2) + b"{}" + b"values"
+HEADER = b'{"w":{"dtype":"U8","shape":[6],"data_offsets":[0,6]}}'
+WEIGHTS = struct.pack("<Q", len(HEADER)) + HEADER + b"values"
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_every_change_is_told(folder: Path) -> None:
 
 def test_one_bit_is_told(folder: Path) -> None:
     manifest.write(folder)
-    for position in range(10, len(WEIGHTS)):
+    for position in range(len(WEIGHTS) - len(b"values"), len(WEIGHTS)):  # the header would be refused as such
         changed = bytearray(WEIGHTS)
         changed[position] ^= 1
         (folder / "model.safetensors").write_bytes(changed)
@@ -94,14 +95,16 @@ def test_weights_under_another_name_are_refused(folder: Path, start: bytes) -> N
         manifest.build(folder)
     (folder / "vocab.txt").unlink()
     (folder / "model.safetensors").write_bytes(start + b"rest of the file")
-    with pytest.raises(Problem, match="not a safetensors file"):
+    with pytest.raises(Problem, match="not a whole safetensors file"):
         manifest.build(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"\2\0\0\0\0\0\0\0{", b"\xff\xff\xff\xff\0\0\0\0{}", WEIGHTS[:8]])
+@pytest.mark.parametrize(
+    "content", [b"", b"\2\0\0\0\0\0\0\0{", b"\xff\xff\xff\xff\0\0\0\0{}", WEIGHTS[:8], WEIGHTS[:-1], WEIGHTS + b"x"]
+)
 def test_a_cut_safetensors_file_is_refused(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(Problem, match="not a safetensors file"):
+    with pytest.raises(Problem, match="not a whole safetensors file"):
         manifest.build(folder)
 
 

@@ -489,6 +489,112 @@ def test_this_machine(tmp_path: Path) -> None:
     assert all(0 <= gpu.free <= gpu.total for gpu in here.gpus)
 
 
+def answer(tmp_path: Path, printed: str, code: int = 0) -> tuple[tuple[hardware.Gpu, ...], str]:
+    """What is made of a process that prints this about GPUs."""
+    (tmp_path / "printed").write_text(printed)
+    return hardware.gpus(
+        [sys.executable, "-c", f"import sys; print(open({str(tmp_path / 'printed')!r}).read()); sys.exit({code})"]
+    )
+
+
+def test_the_gpus_are_asked_for_in_another_process(tmp_path: Path) -> None:
+    told = [["NVIDIA H100\x1b[2J", 85_000, 84_000, "sm_90"], ["Tesla V100", 16_000, 15_000, "sm_70"]]
+    found, unseen = answer(tmp_path, "a warning\n" + json.dumps([True, told, ["sm_80", "sm_90", "compute_90"]]))
+    assert found == (
+        hardware.Gpu("NVIDIA H100", 85_000, 84_000, "sm_90", True),
+        hardware.Gpu("Tesla V100", 16_000, 15_000, "sm_70", False),
+    )
+    assert unseen == ""
+    # The real question, and nothing of CUDA is left in this process.
+    import torch
+
+    hardware.gpus()
+    assert not torch.cuda.is_initialized()
+
+
+def test_a_gpu_that_is_there_and_not_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = json.dumps([True, [], ["sm_90"]])
+    monkeypatch.setattr(hardware, "_DRIVERS", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert answer(tmp_path, nothing) == ((), "")
+    monkeypatch.setattr(hardware, "_DRIVERS", (tmp_path,))
+    assert "NVIDIA container toolkit" in answer(tmp_path, nothing)[1]
+    assert "for CPUs only" in answer(tmp_path, json.dumps([False, [], []]))[1]
+    monkeypatch.setattr(hardware, "_DRIVERS", (tmp_path / "none",))
+    write(tmp_path, {"nvidia-smi": b"#!/bin/sh\n"})
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert "NVIDIA container toolkit" in answer(tmp_path, nothing)[1]
+
+
+@pytest.mark.parametrize(
+    "printed", ["", "no JSON", "[]", "[1, 2, 3]", '[true, [["a"]], []]', "[true, [[1, 2, 3, 4]], []]"]
+)
+def test_an_answer_about_gpus_that_is_none(tmp_path: Path, printed: str) -> None:
+    found, unseen = answer(tmp_path, printed)
+    assert found == ()
+    assert "gave no answer" in unseen
+
+
+def test_a_torch_that_breaks_on_its_gpus(tmp_path: Path) -> None:
+    assert "torch failed when asked about GPUs" in answer(tmp_path, "", 1)[1]
+    assert "FileNotFoundError" in hardware.gpus([str(tmp_path / "none")])[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "programs", "expected"),
+    [
+        ("sm_90", ["sm_80", "sm_90"], True),
+        ("sm_89", ["sm_80", "sm_90"], True),
+        ("sm_86", ["sm_89"], False),
+        ("sm_70", ["sm_75", "sm_80"], False),
+        ("sm_120", ["sm_80", "sm_90"], False),
+        ("sm_120", ["sm_80", "compute_90"], True),
+        ("sm_120", ["sm_120"], True),
+        ("sm_121", ["sm_120"], True),
+        ("sm_103", ["sm_100a"], False),
+        ("sm_100", ["sm_100a"], True),
+        ("sm_103", ["sm_100f"], True),
+        ("sm_120", ["compute_100f"], False),
+        ("sm_61", ["compute_75"], False),
+        ("gfx90a:sramecc+:xnack-", ["gfx908", "gfx90a"], True),
+        ("gfx1030", ["gfx908", "gfx90a"], False),
+        ("", ["sm_90"], True),
+        ("sm_90", [], True),
+    ],
+)
+def test_which_gpus_a_torch_runs_on(kind: str, programs: list[str], expected: bool) -> None:
+    assert hardware.runs(kind, programs) is expected
+
+
+def test_a_gpu_that_this_torch_has_no_programs_for(big: Path, tmp_path: Path) -> None:
+    here = machine(tmp_path, 42, 42)
+    old = dataclasses.replace(here.gpus[1], kind="sm_61", usable=False)
+    found = look(big, tmp_path, dataclasses.replace(here, gpus=(here.gpus[0], old)))
+    with pytest.raises(Problem, match=r"no programs for sm_61.*CUDA_VISIBLE_DEVICES.*rent A40"):
+        found.check()
+
+
+def test_a_gpu_that_is_not_visible_is_said(big: Path, tmp_path: Path) -> None:
+    here = dataclasses.replace(machine(tmp_path), unseen="it hides")
+    with pytest.raises(Problem, match="it hides; or rent A40"):
+        look(big, tmp_path, here).check()
+    small = look(write(tmp_path / "model", tiny_files()), tmp_path, here)
+    small.check()
+    assert (row(small, "GPU").verdict, row(small, "GPU").advice) == ("warn", "it hides")
+
+
+def test_after_the_search_only_what_publishing_takes_is_asked_for(big: Path, tmp_path: Path) -> None:
+    here = machine(tmp_path, ram=1, disk=2)
+    with pytest.raises(Problem, match=r"- GPU: (.|\n)*- disk: "):
+        look(big, tmp_path, here).check()
+    found = look(big, tmp_path, here, search_done=True)
+    found.check()
+    assert (row(found, "GPU").verdict, rows(found, "RAM")) == ("ok", [])
+    assert found.quantization == "none"
+    with pytest.raises(Problem, match="- disk: "):
+        look(big, tmp_path, machine(tmp_path, disk=0.5), search_done=True).check()
+
+
 def test_a_path_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert hardware.disk(tmp_path / "file" / "below").device == os.stat(tmp_path).st_dev
@@ -572,10 +678,10 @@ def test_hostile_text_does_not_reach_the_terminal(tmp_path: Path) -> None:
 _CHILD = """
 import dataclasses, json, os, sys
 from pathlib import Path
-import hardware, known_models, preflight
+import hardware, hub_client, known_models, preflight
 from common.problems import Problem
 
-preflight.PAUSE = 0.02
+hub_client.PAUSE = 0.02
 for line in sys.stdin:
     asked = json.loads(line)
     os.environ["HF_ENDPOINT"] = asked.pop("endpoint")
@@ -585,7 +691,7 @@ for line in sys.stdin:
     answer = {}
     try:
         found = preflight.preflight(work=work, hf_home=cache, hardware=here, models={}, **asked)
-        answer = dataclasses.asdict(found) | {"table": preflight.table(found), "source": found.source}
+        answer = dataclasses.asdict(found) | {"table": preflight.table(found), "source": found.source, "licence_card": found.licence_card}
         found.check()
     except Problem as problem:
         answer |= {"problem": str(problem), "code": problem.code}
@@ -694,6 +800,37 @@ def test_only_small_files_are_fetched_and_at_the_commit(client: Client) -> None:
     assert fetched == {f"/base/model/resolve/{commit}/{name}" for name in ("config.json", "tokenizer_config.json")}
     # Nothing but questions: no POST, PUT or DELETE.
     assert {entry.method for entry in client.hub.log} <= {"GET", "HEAD"}
+
+
+def test_what_is_downloaded_is_what_is_listed(client: Client) -> None:
+    """Licence files in any case of letters; no other formats, adapters, programs or subfolders."""
+    extra = {
+        "license.md": b"x", "Notice": b"x", "USE_POLICY.md": b"x", "LICENSE.py": b"x", "original/params.json": b"{}",
+        "adapter_config.json": b"{}", "model.fp16.safetensors": b"x", "spiece.model": b"x", "merges.txt": b"x", "notes.txt": b"x",
+        "model.safetensors.index.json": b"{}",
+    }  # fmt: skip
+    client.hub.add_repo("base/model", {**tiny_files(pytorch_model__bin=b"x"), **extra})
+    answer = client.ask()
+    listed = (
+        "LICENSE Notice USE_POLICY.md config.json license.md merges.txt model.safetensors spiece.model tokenizer.json"
+    )
+    assert answer["files"] == [*listed.split(), "tokenizer_config.json"]
+    assert answer["licence_files"] == ["LICENSE", "Notice", "USE_POLICY.md", "license.md"]
+    assert set(answer["licence_files"]) <= set(answer["files"])
+
+
+def test_the_licence_of_the_base_is_kept_as_it_is_named_there(client: Client) -> None:
+    link = "https://huggingface.co/Qwen/Qwen2.5-72B-Instruct/blob/main/LICENSE"
+    card = {"license": "other", "license_name": "qwen", "license_link": link}
+    client.hub.add_repo("base/model", tiny_files(), card_data=card)
+    answer = client.ask()
+    assert answer["licence"]["id"] == "qwen"
+    assert (answer["licence_name"], answer["licence_link"], answer["licence_card"]) == ("qwen", link, card)
+    assert "problem" not in client.ask(public=True)
+    client.hub.add_repo("base/model", tiny_files())
+    answer = client.ask()
+    assert (answer["licence_name"], answer["licence_link"]) == (None, None)
+    assert answer["licence_card"] == {"license": "apache-2.0"}
 
 
 def test_a_revision_is_pinned(client: Client) -> None:
@@ -920,7 +1057,9 @@ def test_targets(client: Client) -> None:
         assert f"{name} is public" in answer["problem"]
         assert verdict(client.ask(public=True), "repository") == "ok"
         client.hub.repo(name).private = True
-        assert verdict(client.ask(public=True), "repository") == "warn"
+        answer = client.ask(public=True)
+        assert (answer["code"], verdict(answer, "repository")) == (2, "no")
+        assert f"do it first at {client.hub.url}/{name}/settings, or leave PUBLIC unset" in answer["problem"]
         del client.hub.repos[name]
 
 

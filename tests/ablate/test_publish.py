@@ -28,7 +28,7 @@ API = f"/api/models/{REPO}"
 # a line of JSON on stdin is a run; the answers are its process id and then its exit code.
 PROGRAMS = """
 import json, os, sys
-import huggingface_hub._commit_api, huggingface_hub.hf_api, publish
+import huggingface_hub._commit_api, huggingface_hub.hf_api, hub_client, publish
 for line in sys.stdin:
     job = json.loads(line)
     if not (child := os.fork()):
@@ -37,7 +37,8 @@ for line in sys.stdin:
         os.environ.clear()
         os.environ.update(job["environment"])
         publish.FIRST_PAUSE, publish.LONGEST_PAUSE = 0.02, 0.05
-        publish.READ_TIMEOUT, publish.ATTEMPTS = job["read_timeout"], job["attempts"]
+        hub_client.READ_TIMEOUT, publish.ATTEMPTS = job["read_timeout"], job["attempts"]
+        publish.STALL = job["stall"]
         sys.argv = ["publish", *job["arguments"]]
         publish.run(publish.main)
     print(child, flush=True)
@@ -124,7 +125,14 @@ class Publisher:
         self.shown = folder.parent / "out", folder.parent / "err"
 
     def start(
-        self, *, repo: str = REPO, tag: str = TAG, read_timeout: float = 20, attempts: int = 6, **variables: str
+        self,
+        *,
+        repo: str = REPO,
+        tag: str = TAG,
+        read_timeout: float = 20,
+        attempts: int = 6,
+        stall: float = 600,
+        **variables: str,
     ) -> int:
         """Start a run; its process id."""
         process = self.programs[self.way]
@@ -134,6 +142,7 @@ class Publisher:
             "environment": environment(self.hub, self.folder.parent / "home", self.way, **variables),
             "read_timeout": read_timeout,
             "attempts": attempts,
+            "stall": stall,
             "arguments": [str(self.folder), repo, tag],
         }
         assert process.stdin is not None
@@ -460,6 +469,56 @@ def test_the_xet_token_is_asked_for_again(publish: Publisher, hub: Hub) -> None:
     fault = hub.arm(Fault("GET", "xet-write-token", status=503))
     publish()
     assert fault.struck == 1
+
+
+def test_an_upload_by_xet_that_stalls_is_given_up(publish: Publisher, hub: Hub) -> None:
+    """xet has no time limit of its own: here its storage's token never comes."""
+    publish.way = "xet"
+    fault = hub.arm(Fault("GET", "xet-write-token", stall=60, times=0))
+    started = time.monotonic()
+    _, err = publish(75, stall=0.5)
+    assert fault.struck >= 1
+    assert "nothing was sent for" in err
+    assert time.monotonic() - started < 20
+    hub.end_stalls()
+    publish.again()
+
+
+def test_what_xet_sends_is_noticed(tmp_path: Path) -> None:
+    """By xet itself, in a process of its own (it holds its store as long as that lives)."""
+    code = (
+        "import sys, hf_xet, publish\n"
+        "seen, told = [None, 0.0], []\n"
+        "session = publish._Watched(hf_xet.XetSession(), seen)\n"
+        "options = {'endpoint': 'local://' + sys.argv[1], 'progress_callback': lambda *each: told.append(each)}\n"
+        "with session.new_upload_commit(**options) as commit:\n"
+        "    commit.start_upload_bytes(bytes(range(256)) * 4000, sha256=hf_xet.COMPUTE_SHA256)\n"
+        "assert seen[0][0] == 1_024_000 and seen[0][1] > 0 and seen[1] > 0, seen\n"
+        "assert told\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "HF_HOME": str(tmp_path / "home")}, capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_upload_by_xet_that_goes_on_is_not_given_up(publish: Publisher, hub: Hub) -> None:
+    publish.way = "xet"
+    hub.arm(Fault("GET", "xet-write-token", stall=1))
+    publish(stall=20)
+
+
+def test_a_card_that_the_hub_refuses_stops_before_the_weights_are_sent(
+    publish: Publisher, hub: Hub, folder: Path
+) -> None:
+    (folder / "README.md").write_text("---\nlicense: qwen\n---\n")
+    _, err = publish(5)
+    assert '"license" must be one of' in err
+    assert "nothing was sent" in err
+    assert publish.writes() == []
+    assert len(hub.repo(REPO).commits) == 1
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: qwen\n---\n")
+    (folder / "SHA256SUMS").unlink()
+    publish.again()
 
 
 @BOTH

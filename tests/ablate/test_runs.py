@@ -34,8 +34,8 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def key_of(heretic: dict[str, Any] | None = None, **changes: Any) -> str:
-    told = {"model": "Qwen/Qwen3-14B", "commit": "c" * 40, "files": "", "version": "1.4.0", **changes}
-    return identity(heretic=HERETIC if heretic is None else heretic, **told)
+    told = {"source": f"Qwen/Qwen3-14B@{'c' * 40}", "prompts": "p", "version": "1.4.0", **changes}
+    return identity(settings=HERETIC if heretic is None else heretic, **told)
 
 
 # --- identity ------------------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def test_an_identity_is_stable() -> None:
     assert len(key_of()) == 16
     assert set(key_of()) <= set("0123456789abcdef")
     # Written down: a change of how it is made would orphan the runs that exist.
-    assert key_of() == "8135c2458a57fd72"
+    assert key_of() == "a9fa2a3ed176591e"
     turned = dict(reversed(HERETIC.items()))
     assert key_of(turned) == key_of()
 
@@ -54,10 +54,10 @@ def test_an_identity_is_stable() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model": "Qwen/Qwen3-8B"},
-        {"commit": "d" * 40},
+        {"source": f"Qwen/Qwen3-8B@{'c' * 40}"},
+        {"source": f"Qwen/Qwen3-14B@{'d' * 40}"},
         {"version": "1.4.1"},
-        {"commit": None, "files": "f"},
+        {"prompts": "q"},
         {"heretic": {**HERETIC, "seed": 2}},
         {"heretic": {**HERETIC, "max_response_length": 101}},
         {"heretic": {**HERETIC, "refusal_markers": ["sorry"]}},
@@ -74,11 +74,6 @@ def test_what_changes_the_speed_alone_does_not() -> None:
     for name in NOT_IDENTITY:
         assert key_of({**HERETIC, name: "other"}) == key_of()
         assert key_of({key: value for key, value in HERETIC.items() if key != name}) == key_of()
-
-
-def test_a_folders_files_are_its_commit() -> None:
-    assert key_of(commit=None, files="f") == key_of(commit=None, files="f") != key_of(commit=None, files="g")
-    assert key_of(commit="c", files="f") == key_of(commit="c", files="g")
 
 
 def test_the_fingerprint_of_a_folder_changes_with_its_files(tmp_path: Path) -> None:
@@ -306,3 +301,27 @@ def test_a_checkpoint_on_a_volume_is_found_again_on_another_machine(tmp_path: Pa
     assert again.name == first.name
     assert again.folder != first.folder
     assert again.journal.read_text() == "here"
+
+
+def test_the_journals_come_along_when_checkpoints_are_kept_elsewhere(tmp_path: Path) -> None:
+    first = find_or_make(tmp_path / "ablations", "m", KEY, None, NOW)
+    with owned(first):
+        first.journal.write_text("here")
+        first.journal.with_name("base.jsonl.1").write_text("before")
+    moved = find_or_make(tmp_path / "ablations", "m", KEY, tmp_path / "volume")
+    assert moved.checkpoint == tmp_path / "volume" / first.name
+    assert (moved.journal.read_text(), moved.journal.with_name("base.jsonl.1").read_text()) == ("here", "before")
+    with owned(moved):
+        moved.journal.write_text("further")
+    back = find_or_make(tmp_path / "ablations", "m", KEY, tmp_path / "another")
+    assert back.journal.read_text() == "further"
+    # What is there already stays.
+    assert find_or_make(tmp_path / "ablations", "m", KEY, None).journal.read_text() == "here"
+
+
+def test_a_run_has_one_owner_whatever_its_checkpoint(tmp_path: Path) -> None:
+    first = find_or_make(tmp_path / "ablations", "m", KEY, None, NOW)
+    other = find_or_make(tmp_path / "ablations", "m", KEY, tmp_path / "volume")
+    with owned(first), pytest.raises(Problem) as raised, owned(other):
+        pass
+    assert raised.value.code == TRY_LATER

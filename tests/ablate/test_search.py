@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import journal
 import runs
 import search
 import settings
-from common.problems import BAD_INPUT, UNEXPECTED, Problem
+from common.problems import BAD_INPUT, TRY_LATER, UNEXPECTED, Problem
 from gates import Gates
 from progress import Reporter
 from search import Load
@@ -41,7 +41,7 @@ def searched(
 ) -> tuple[int | None, list[str]]:  # fmt: skip
     """Search; the index of the chosen trial and what was said. `changes` are Heretic's keys."""
     stream = io.StringIO()
-    found = replace(found, gates=gates, heretic={**found.heretic, **changes})
+    found = replace(found, gates=gates, heretic={**found.heretic, **changes}, full={**found.full, **changes})
     try:
         with runs.owned(run):
             index = search.search(
@@ -138,21 +138,32 @@ def test_the_first_load_is_what_is_wanted(run: runs.Run) -> None:
     assert search.first_load(run, Load(8, "bnb_4bit"), "here") == Load(8, "bnb_4bit")
 
 
-def test_the_first_load_is_what_went_well_on_this_machine(run: runs.Run) -> None:
-    run.save(load={"batch_size": 6, "quantization": "bnb_4bit", "machine": "here"})
+def came_down(machine: str = "here", wanted: Load = WANTED) -> dict[str, Any]:
+    return {"batch_size": 6, "quantization": "bnb_4bit", "machine": machine, "wanted": asdict(wanted)}
+
+
+def test_the_first_load_is_what_the_last_start_came_down_to(run: runs.Run) -> None:
+    run.save(load=came_down())
     assert search.first_load(run, WANTED, "here") == Load(6, "bnb_4bit")
     assert search.first_load(run, WANTED, "a larger one") == WANTED
+    # Another batch size in the file is meant.
+    assert search.first_load(run, Load(8, "none"), "here") == Load(8, "none")
 
 
 @pytest.mark.parametrize("machine", ["here", "a larger one"])
 def test_a_study_with_trials_stays_with_its_quantization(run: runs.Run, machine: str) -> None:
     """Or the trials of hours would be lost to a larger machine."""
-    run.save(load={"batch_size": 6, "quantization": "bnb_4bit", "machine": "here"})
+    run.save(load=came_down())
     write_journal(run, "bnb_4bit", state=1)
     assert search.first_load(run, WANTED, machine) == Load(6 if machine == "here" else 100, "bnb_4bit")
     # One without a complete trial has nothing to lose.
     write_journal(run, "bnb_4bit", state=0)
     assert search.first_load(run, WANTED, "a larger one") == WANTED
+
+
+def test_a_study_starts_over_in_4_bits_where_they_are_asked_for(run: runs.Run) -> None:
+    write_journal(run, "none", state=1)
+    assert search.first_load(run, Load(100, "bnb_4bit"), "here") == Load(100, "bnb_4bit")
 
 
 def test_what_heretic_reads(run: runs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +177,7 @@ def test_what_heretic_reads(run: runs.Run, tmp_path: Path, monkeypatch: pytest.M
         "bad_prompts": {"dataset": "my prompts/bad.txt", "prefix": "Please:"},
         "good_prompts": {"dataset": "mlabonne/harmless_alpaca", "split": "train[:400]", "column": "text"},
     }
-    found = settings.Settings(heretic, Gates(), 0.0, False, (), tmp_path)
+    found = settings.Settings(heretic, heretic, Gates(), 0.0, False, (), tmp_path)
     config = search.heretic_config(found, run, Load(25, "bnb_4bit"))
     assert config == {
         "n_trials": 7,
@@ -217,7 +228,9 @@ def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
 def test_a_search_ends_with_a_saved_model(whole: runs.Run) -> None:
     assert [trial.state for trial in journal.read(whole.journal).trials] == ["complete"] * 3
     assert (whole.folder / "saving" / "model.safetensors").exists()
-    assert whole.state["load"] == {"batch_size": 64, "quantization": "none", "machine": "a machine"}
+    wanted = {"batch_size": 64, "quantization": "none"}
+    assert whole.state["load"] == {**wanted, "machine": "a machine", "wanted": wanted}
+    assert whole.state["searched_seconds"] > 0
     assert not list(whole.checkpoint.glob("base.jsonl.lock*"))
 
 
@@ -262,7 +275,7 @@ def test_memory_that_runs_out_takes_the_batch_down_in_a_real_child(
     assert steps_of(said) == [
         "out of memory at batch with batch_size 64, quantization none: trying again with batch_size 16, quantization none"
     ]
-    assert run.state["load"] == {"batch_size": 16, "quantization": "none", "machine": "a machine"}
+    assert (run.state["load"]["batch_size"], run.state["load"]["quantization"]) == (16, "none")
     assert len(journal.read(run.journal).trials) == 2
 
 
@@ -308,7 +321,7 @@ def test_where_nothing_is_left_the_card_to_rent_is_named(
     index, said = searched(run, found, Load(64, "none"), machine="the card")
     assert index is not None
     assert not steps_of(said)
-    assert run.state["load"] == {"batch_size": 64, "quantization": "none", "machine": "the card"}
+    assert (run.state["load"]["batch_size"], run.state["load"]["quantization"]) == (64, "none")
 
 
 def test_weights_that_do_not_fit_are_not_tried_with_smaller_batches(
@@ -324,7 +337,7 @@ def test_weights_that_do_not_fit_are_not_tried_with_smaller_batches(
     ]
 
 
-def test_a_study_goes_on_with_a_smaller_batch_and_starts_over_with_other_weights(
+def test_a_study_goes_on_with_a_smaller_batch_and_is_not_thrown_away_for_other_weights(
     whole: runs.Run, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     run, found = warm.prepare(tmp_path, tiny, n_trials=4)
@@ -339,9 +352,17 @@ def test_a_study_goes_on_with_a_smaller_batch_and_starts_over_with_other_weights
     index, said = searched(run, found, Load(64, "none"))
     assert index is not None
     assert not steps_of(said)
-    # Something else takes the card's memory now.
+    # Something else takes the card's memory now: that is no reason to throw four trials away.
     before(monkeypatch, tmp_path, MEMORY.format(quantizations=("none",), limit=-1))
-    index, said = searched(run, found, Load(64, "none"), n_trials=2)
+    with pytest.raises(Problem, match="though 4 trials went well before") as raised:
+        searched(run, found, Load(64, "none"), n_trials=5)
+    assert raised.value.code == TRY_LATER
+    assert "nvidia-smi" in str(raised.value)
+    assert CARD in str(raised.value)
+    assert run.state["load"] is None
+    assert len(warm.figures(run)) == 4
+    # Asked for, it starts over, and the trials are kept.
+    index, said = searched(run, found, Load(64, "bnb_4bit"), n_trials=2)
     assert index is not None
     over = [line for line in said if "the search starts over" in line]
     assert over == [f"the search starts over with bnb_4bit; the trials so far are kept in {run.journal}.1"]
@@ -404,7 +425,7 @@ def test_a_child_that_says_nothing_is_named(
     run: runs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", in_front(tmp_path, text))
-    found = settings.Settings({"batch_size": 4}, ANY, 0.0, False, (), tmp_path)
+    found = settings.Settings({"batch_size": 4}, {"n_trials": 9}, ANY, 0.0, False, (), tmp_path)
     for _ in range(2):  # an outcome of an earlier start says nothing about this one
         with pytest.raises(Problem) as raised:
             searched(run, found, Load(4, "none"))
@@ -429,7 +450,7 @@ def test_a_journal_that_cannot_be_read_is_kept_and_the_search_starts_over(
 ) -> None:
     run.journal.write_bytes(damaged)
     monkeypatch.setenv("PYTHONPATH", in_front(tmp_path, "raise SystemExit(7)"))
-    found = settings.Settings({"batch_size": 4}, ANY, 0.0, False, (), tmp_path)
+    found = settings.Settings({"batch_size": 4}, {"n_trials": 9}, ANY, 0.0, False, (), tmp_path)
     with pytest.raises(Problem, match="it ended with code 7") as raised:
         searched(run, found, Load(4, "none"))
     assert "repaired the journal of the search: " in raised.value.__notes__[0]
@@ -444,7 +465,7 @@ from gates import Gates
 from progress import Reporter
 folder = Path(sys.argv[1])
 run = runs.find_or_make(folder / "ablations", "m", "0123456789abcdef", None)
-found = settings.Settings({"batch_size": 4}, Gates(), 0.0, False, (), folder)
+found = settings.Settings({"batch_size": 4}, {"n_trials": 9}, Gates(), 0.0, False, (), folder)
 with runs.owned(run):
     search.search(
         run, found, search.Load(4, "none"), machine="m", card="a card", usd_per_hour=None, reporter=Reporter()
@@ -475,7 +496,7 @@ def test_a_child_that_hangs_does_not_outlive_its_driver(run: runs.Run, tmp_path:
         [sys.executable, "-c", DRIVER, str(tmp_path)],
         env=environment(PYTHONPATH=in_front(tmp_path, HANG)), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    told = run.folder / "child"
+    told, child = run.folder / "child", 0
     try:
         deadline = time.monotonic() + 60
         while not told.exists():
@@ -494,5 +515,7 @@ def test_a_child_that_hangs_does_not_outlive_its_driver(run: runs.Run, tmp_path:
     finally:
         driver.kill()
         driver.communicate()
+        if child and alive(child):
+            os.kill(child, signal.SIGKILL)
     with runs.owned(run):  # nothing holds the run any more
         pass

@@ -524,12 +524,12 @@ def test_what_is_neither_folder_nor_id_is_refused(name: str) -> None:
 # Resolves each argument with the Hub of HF_ENDPOINT, which is read at import; answers are printed as JSON lines.
 _RESOLVE = """
 import json, os, sys
-import fetch
+import fetch, hub_client
 from common.problems import Problem
-fetch.READ_TIMEOUT = 2.0
+hub_client.READ_TIMEOUT = 2.0
 for name in sys.argv[1:]:
     try:
-        folder, found, commit = fetch.resolve(name)
+        folder, found, commit = fetch.resolve(name, json.loads(os.environ["FILES"]))
         print(json.dumps([found, commit, sorted(os.listdir(folder))]))
     except Problem as problem:
         print(json.dumps([problem.code, str(problem)]))
@@ -544,10 +544,11 @@ def _hub(folder: Path) -> Iterator[Any]:
         yield hub
 
 
-def _resolve(hub: Any, tmp_path: Path, *names: str, token: str = "") -> list[list[Any]]:
+def _resolve(hub: Any, tmp_path: Path, *names: str, token: str = "", files: list[str] | None = None) -> list[list[Any]]:
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
         "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": token,
+        "FILES": json.dumps(files),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", _RESOLVE, *names],
@@ -588,6 +589,19 @@ def test_hub_models_are_taken_at_one_commit_and_as_data_alone(base: Path, tmp_pa
         assert "no model.safetensors" in answers[4][1]
         assert "auto_map" in answers[5][1]
         assert not hub.requests("GET", "resolve/.*(pytorch_model|code.py|original|consolidated)")
+
+
+def test_only_the_files_that_are_named_are_downloaded(base: Path, tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in base.iterdir()}
+    odd = {"license.md": b"x", "a[b]*.json": b"{}", "ab.json": b"{}", "README.md": b"x"}
+    named = sorted([*files, "license.md", "a[b]*.json"])
+    with _hub(tmp_path / "hub") as hub:
+        hub.add_repo("org/model", {**files, **odd})
+        [[_, _, found]] = _resolve(hub, tmp_path, "org/model", files=named)
+        assert found == named
+        assert not hub.requests("GET", "resolve/.*(ab.json|README)")
+        [[_, _, found]] = _resolve(hub, tmp_path / "again", "org/model")
+        assert found == sorted([*files, "license.md", "a[b]*.json", "ab.json"])
 
 
 def test_a_hub_that_fails_or_stalls_is_left_for_later(base: Path, tmp_path: Path) -> None:
