@@ -80,6 +80,7 @@ def render(report: Mapping[str, Any], run: Mapping[str, Any], form: str) -> str:
             text(f"{verdict['gate']}: {verdict['reason']}") for verdict in found["verdicts"] if verdict.get("reason")
         ],
         packages=_packages(),
+        held_in_4_bits=found.get("base_held_in") == "nf4",
     )
     return str(page)
 
