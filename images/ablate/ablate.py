@@ -210,7 +210,8 @@ def _is_there(model: Path, work: Run) -> bool:
         return False
     for folder in FOLDERS.values():
         for left in (work.folder / folder).glob(".*"):
-            left.unlink()
+            if left.is_file():
+                left.unlink()
     try:
         _model_sums(model)
     except Problem as problem:
