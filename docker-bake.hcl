@@ -9,6 +9,16 @@ variable "PYTHON_BASE" { default = "" }
 variable "TORCH_BASE" { default = "" }
 # The torch that is installed where no TORCH_BASE brings one.
 variable "TORCH_VERSION" { default = "2.13.0" }
+# The flash-attention kernel of the worker for GPUs, NAME@COMMIT of a kernel repository on the Hub, for example
+# kernels-community/flash-attn2@<the commit of its branch v3>; empty: none. The worker says at its start which it uses.
+variable "FLASH_KERNEL" { default = "" }
+# What `worker-baked` holds; both must be set, MODEL_REVISION to a commit. HF_TOKEN of the environment is its secret.
+variable "MODEL_ID" { default = "" }
+variable "MODEL_REVISION" { default = "" }
+# Another hub with the same interface, for what these two download.
+variable "HF_ENDPOINT" { default = "" }
+# The image of vLLM that `worker-vllm` builds on; empty: the Dockerfile's.
+variable "VLLM_BASE" { default = "" }
 # A hash of the image's input files, set by scripts/run to know later whether a build is due.
 variable "INPUTS" { default = "" }
 
@@ -50,8 +60,32 @@ target "image" {
   }
   # RunPod runs amd64 only; what runs on your own machine is built for it.
   platforms = contains(["worker", "ablate"], item.image) ? ["linux/amd64"] : []
+  args = {
+    FLASH_KERNEL = item.image == "worker" ? FLASH_KERNEL : null
+    HF_ENDPOINT  = item.image == "worker" && HF_ENDPOINT != "" ? HF_ENDPOINT : null
+  }
   target = item.stage
   tags   = ["${REGISTRY}open-synthesis-${item.image}:${VERSION}"]
+}
+
+# The worker with its model inside: HF_TOKEN=… MODEL_ID=… MODEL_REVISION=… docker buildx bake worker-baked
+target "worker-baked" {
+  inherits = ["worker"]
+  target   = "baked"
+  args = {
+    MODEL_ID       = MODEL_ID
+    MODEL_REVISION = MODEL_REVISION
+  }
+  secret = ["id=hf_token,env=HF_TOKEN"]
+  tags   = ["${REGISTRY}open-synthesis-worker-baked:${VERSION}"]
+}
+
+# The worker with vLLM, on vLLM's own image: 9 GB to pull, and built only by name: docker buildx bake worker-vllm
+target "worker-vllm" {
+  inherits = ["worker"]
+  target   = "vllm"
+  args     = { VLLM_BASE = VLLM_BASE != "" ? VLLM_BASE : null }
+  tags     = ["${REGISTRY}open-synthesis-worker-vllm:${VERSION}"]
 }
 
 # Tests run inside the images; the report comes out. They run every time: a cached "passed" would hide a flaky test.
@@ -69,7 +103,10 @@ target "test" {
   inherits = [item.image]
   # Nothing is tested on a GPU here, so the CPU build of torch will do: gigabytes less to pull, and this machine's kind.
   platforms = []
-  args = { TORCH_BASE = TORCH_BASE != "" ? TORCH_BASE : "cpu-torch" }
+  args = {
+    TORCH_BASE   = TORCH_BASE != "" ? TORCH_BASE : "cpu-torch"
+    FLASH_KERNEL = item.image == "worker" ? "" : null
+  }
   # The tree as .dockerignore lets it through: an allow-list, so .env stays out here too.
   contexts        = { root = "." }
   target          = "${item.stage}-report"
