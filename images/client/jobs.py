@@ -324,6 +324,8 @@ def failure_text(view: dict[str, Any]) -> str:
 def synthesis_of(view: dict[str, Any]) -> dict[str, Any] | None:
     """The output of a COMPLETED job, or None where there is none or it is not what the wire promises."""
     output = view.get("output") if view.get("status") == "COMPLETED" else None
+    if isinstance(output, list) and output:  # what a worker that can stream has yielded; the answer comes last
+        output = output[-1]
     if isinstance(output, dict) and isinstance(output.get("synthesis"), str) and isinstance(output.get("model"), dict):
         return output
     return None

@@ -1,17 +1,15 @@
 """What an engine is, and how one is chosen.
 
-An engine answers a job. It is built once, before the worker asks for its first job, so that loading a model is never
-paid by a job's execution time.
+An engine answers jobs, several at once. It is built once, before the worker asks for its first job, so that loading a
+model is never paid by a job's execution time. Cancelling the task that awaits `answer` stops the engine's work on it.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from common.prompts import Prompts
 from common.wire import Job
 
 
@@ -26,41 +24,46 @@ class JobError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """An engine's answer. Times in milliseconds, token counts 0 where the engine has no tokens."""
+    """An engine's answer. Times in milliseconds, token counts 0 where the engine has no tokens.
+
+    `queue_ms`: waiting inside the worker until the engine had room. `reasoning_tokens`: those of `completion_tokens`
+    that were reasoning, which `text` does not hold. `dropped_sources`: ids of the sources that `fit` left out.
+    """
 
     text: str
-    finish_reason: Literal["stop", "length", "cancelled"]
+    finish_reason: Literal["stop", "length"]
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    queue_ms: int = 0
     prefill_ms: int = 0
     decode_ms: int = 0
+    dropped_sources: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
-    """Engines behind one small interface: what they are, and one method."""
+    """Engines behind one small interface."""
+
+    capacity: int
+    """How many jobs it can run at once at most; it may run fewer, where they are large."""
 
     @property
     def model(self) -> dict[str, Any]:
         """The wire's model block: id, revision, engine, quantization."""
 
-    def answer(self, job: Job, cancelled: threading.Event) -> Answer:
-        """Answer a job; return early with finish_reason "cancelled" once `cancelled` is set. Raises JobError."""
+    async def answer(self, job: Job, emit: Callable[[str], None]) -> Answer:
+        """Answer a job; each new stretch of the text goes to `emit`, in the event loop's thread. Raises JobError."""
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers about the engine, by their name: `…_total` only grow, the others are of this moment."""
+
+    def close(self) -> None:
+        """Let go of threads, processes and memory."""
 
 
-def build(prompts: Prompts) -> Engine:
-    """The engine that ENGINE names: `extractive` (no weights) or `transformers` (the model of MODEL_ID)."""
-    name = os.environ.get("ENGINE") or ("transformers" if os.environ.get("MODEL_ID") else "extractive")
-    if name == "extractive":
-        from extractive import ExtractiveEngine
+@dataclass
+class Start:
+    """What starting the engine took: seconds of each phase by its name, and where the weights came from."""
 
-        return ExtractiveEngine()
-    if name == "transformers":
-        model_id = os.environ.get("MODEL_ID")
-        if not model_id:
-            raise SystemExit(
-                "ENGINE=transformers needs MODEL_ID, for example MODEL_ID=your-name/open-synthesis-qwen3-14b"
-            )
-        from generative import TransformersEngine
-
-        return TransformersEngine(prompts, model_id, os.environ.get("MODEL_REVISION") or None)
-    raise SystemExit(f"ENGINE={name} is unknown; known are extractive, transformers")
+    phases: dict[str, float] = field(default_factory=dict)
+    source: str = ""

@@ -1,15 +1,22 @@
 """The transformers engine: the causal language model of MODEL_ID, loaded once, NF4 where a GPU is there.
 
-Safety rules that do not depend on the model: no remote code, safetensors only, and no text of a question or a source
-ever becomes a control token (transformers would turn a literal `<|im_end|>` into one).
+Jobs run together in one batch (batching.py). A job that is alone runs with drafts (drafting.py) where the batch has no
+CUDA graphs, and moves into the batch when another one comes. A model that cannot be batched answers one job after the
+other. Whichever way a job goes, its settings apply in the same way (sampling.py) and its text is the same, as far as
+the device computes the same scores for one row and for many.
+
+Safety rules that do not depend on the model: no remote code, safetensors only.
 """
 
 from __future__ import annotations
 
-import os
+import asyncio
+import contextlib
+import secrets
 import threading
 import time
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -17,186 +24,354 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
-    set_seed,
 )
 
-from common.prompts import Prompts, break_tokens, neutralise, render_sources
+from batching import SLOTS, Batch, Unsupported, failure
+from chat import Chat, Encoded, Reader
+from common.prompts import Prompts
 from common.wire import Job
-from engines import Answer, JobError
+from drafting import Drafter
+from engines import Answer, JobError, Start
+from fitness import ram
+from sampling import LOWEST_TEMPERATURE, Sampling, SamplingProcessor
+from weights import Weights, attention, describe
 
-LOWEST_TEMPERATURE = 1e-4  # below, the likeliest token is taken: scores divided by less can become infinite
+CPU_KV_SHARE = 8  # without a GPU, KV memory is this part of the free memory, …
+CPU_KV_TOKENS = 65536  # … and this many tokens at most
+TYPICAL_TOKENS = 4096  # of a job, prompt and answer: by this it is estimated how many run at once
 
 
-class _Cancelled(StoppingCriteria):  # type: ignore[misc] # transformers has no types here
-    """Ends generation at the next token once the event is set: a thread cannot be stopped from outside."""
+def load(prompts: Prompts, model_id: str, weights: Weights, environ: Mapping[str, str], start: Start) -> TransformersEngine:
+    """Load the model in `weights.folder`; notes the seconds of each phase in `start`. Raises SystemExit, OSError."""
+    begun = time.monotonic()
+    folder = str(weights.folder)
+    description = describe(weights.folder)
+    gpu = torch.cuda.is_available()
+    wanted = environ.get("QUANTIZATION") or ("nf4" if gpu and description.quantization == "none" else "")
+    quantization = description.quantization if description.quantization != "none" else wanted or "none"
+    options: dict[str, Any] = {}
+    if quantization == "nf4" and description.quantization == "none":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    if gpu:
+        # A model on several GPUs cannot be batched: its pages lie on one.
+        options["device_map"] = {"": 0} if torch.cuda.device_count() == 1 else "auto"
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    chat = Chat(tokenizer, prompts)
+    network = _load_network(
+        folder, attention(environ), dtype=torch.bfloat16 if gpu or quantization == "nf4" else torch.float32, **options
+    )
+    network.eval()
+    ends = _ends(network, tokenizer)
+    start.phases["load"] = time.monotonic() - begun
+    begun = time.monotonic()
+    model = {"id": model_id, "revision": weights.revision, "engine": "transformers", "quantization": quantization}
+    engine = TransformersEngine(chat, network, ends, model)
+    start.phases["warmup"] = time.monotonic() - begun
+    print(f"loaded {model_id} on {'GPU' if gpu else 'CPU'}, {quantization}, {network.dtype}; {engine.describe()}", flush=True)
+    return engine
 
-    def __init__(self, event: threading.Event) -> None:
-        self.event = event
-        self.first_token_at: float | None = None
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if self.first_token_at is None:
-            self.first_token_at = time.monotonic()
-        return torch.full((input_ids.shape[0],), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+def _load_network(folder: str, implementation: str, **options: Any) -> Any:
+    def from_pretrained(chosen: str | None) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation=chosen,
+            **options,
+        )
+
+    if implementation == "sdpa":  # what transformers takes by itself, where the model has it
+        return from_pretrained(None)
+    try:
+        return from_pretrained(implementation)
+    except ValueError as error:
+        print(f"attention: sdpa, because the model does not take {implementation} ({error})", flush=True)
+        return from_pretrained(None)
+
+
+def _ends(network: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer; all else in the repo's generation_config.json is dropped.
+
+    The end of a turn is the tokenizer's to know, other ends are in that file. Its sampling, beams, lengths and penalties
+    would mix with what a job asks for.
+    """
+    given = network.generation_config.eos_token_id
+    ends: list[int] = [*given] if isinstance(given, list) else [] if given is None else [given]
+    if tokenizer.eos_token_id not in (None, *ends):
+        ends.append(tokenizer.eos_token_id)
+    pad = tokenizer.pad_token_id
+    network.generation_config = GenerationConfig(
+        eos_token_id=ends or None, pad_token_id=ends[0] if pad is None and ends else pad
+    )
+    return ends
 
 
 class TransformersEngine:
-    """Generates with AutoModelForCausalLM and the tokenizer's own chat template."""
+    """Generates with a model of transformers and its tokenizer's own chat template."""
 
-    def __init__(self, prompts: Prompts, model_id: str, revision: str | None) -> None:
-        self.prompts = prompts
-        gpu = torch.cuda.is_available()
-        common: dict[str, Any] = {"revision": revision, "token": os.environ.get("HF_TOKEN") or None}
-        self.tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False, **common)
-        if not self.tokenizer.chat_template:
-            raise SystemExit(f"{model_id} has no chat template; use an instruction-tuned model")
-        if gpu:
-            common["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16,
-            )
-            common["device_map"] = "auto"
-        self.network = AutoModelForCausalLM.from_pretrained(
-            model_id,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.bfloat16 if gpu else torch.float32,
-            **common,
-        )
-        self.network.eval()
-        text_config = self.network.config.get_text_config(decoder=True)
-        self.window: int = getattr(text_config, "max_position_embeddings", None) or 2**31
-        # Some tokenizers (Gemma's, for one) keep runs of white space as added tokens: they control nothing.
-        added = {
-            number: token.content
-            for number, token in self.tokenizer.added_tokens_decoder.items()
-            if token.special or token.content.strip("▁ \t\r\n")
-        }
-        self.control_ids = set(added) | set(self.tokenizer.all_special_ids)
-        ends_and_starts = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
-        if self.tokenizer.unk_token_id not in ends_and_starts:
-            self.control_ids.discard(self.tokenizer.unk_token_id)  # any rare character may be an unknown one
-        self.control_tokens = [*added.values(), *self.tokenizer.all_special_tokens]
-        # The end of a turn is the tokenizer's to know, other ends are in the repo's generation_config.json. All else
-        # in there (sampling, beams, lengths, penalties) would mix with what the job asks for, and is dropped.
-        ends = self.network.generation_config.eos_token_id
-        self.ends: list[int] = [*ends] if isinstance(ends, list) else [] if ends is None else [ends]
-        if self.tokenizer.eos_token_id not in (None, *self.ends):
-            self.ends.append(self.tokenizer.eos_token_id)
-        pad = self.tokenizer.pad_token_id
-        self.network.generation_config = GenerationConfig(
-            eos_token_id=self.ends or None, pad_token_id=self.ends[0] if pad is None and self.ends else pad
-        )
-        # A stopped job's thread runs on to its next token: it must not draw from the next job's random numbers.
-        self.one_at_a_time = threading.Lock()
-        self.model: dict[str, Any] = {
-            "id": model_id,
-            "revision": getattr(self.network.config, "_commit_hash", None) or revision,
-            "engine": "transformers",
-            "quantization": "nf4" if gpu else "none",
-        }
-        print(
-            f"loaded {model_id} on {'GPU, NF4 with bfloat16 compute' if gpu else 'CPU, float32: no GPU here'};"
-            f" context window {self.window} tokens",
-            flush=True,
-        )
+    def __init__(
+        self,
+        chat: Chat,
+        network: Any,
+        ends: list[int],
+        model: dict[str, Any],
+        *,
+        kv_tokens: int | None = None,
+        slots: int = SLOTS,
+        drafts: bool = True,
+    ) -> None:
+        """`kv_tokens`: the size of the KV memory without a GPU, by default a part of what is free."""
+        self.chat = chat
+        self.network = network
+        self.ends = ends
+        self.model = model
+        config = network.config.get_text_config(decoder=True)
+        self.window: int = getattr(config, "max_position_embeddings", None) or 2**31
+        self.batch, self.why_alone = self._make_batch(kv_tokens or _kv_tokens(network), slots)
+        self.limit = min(self.window, self.batch.tokens) if self.batch else self.window
+        self.capacity = max(1, min(slots, self.batch.tokens // min(TYPICAL_TOKENS, self.limit))) if self.batch else 1
+        everything = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        self.drafter = None
+        if drafts and everything and self.batch and not self.batch.graphs:
+            self.drafter = Drafter(network, ends, chat.prefix)
+        # Jobs outside of the batch: one at a time.
+        self._alone = asyncio.Lock()
+        self._jobs = 0
+        self._totals = {"drafted_jobs_total": 0.0, "drafted_tokens_total": 0.0, "drafted_forward_passes_total": 0.0}
 
-    def encode(self, job: Job) -> torch.Tensor:
-        """The token ids of a job, shape (1, tokens). Raises JobError if content could act as a control token."""
-        if job.sources:
-            context = render_sources(job.sources, self.control_tokens)
-        else:
-            context = neutralise(job.context, self.control_tokens)
-        question = break_tokens(job.prompt, self.control_tokens)
-        for content in (context, question):
-            ids = self.tokenizer(content, add_special_tokens=False)["input_ids"]
-            if not self.control_ids.isdisjoint(ids):
-                raise JobError("UNSAFE_INPUT", "a part of the question or the sources would act as a control token")
-        turns = [
-            {"role": "system", "content": self.prompts.system},
-            {"role": "user", "content": self.prompts.user_turn(question, context)},
-        ]
-        return self._apply_template(turns)
-
-    def _apply_template(self, turns: list[dict[str, str]]) -> torch.Tensor:
-        from jinja2.exceptions import TemplateError
-
-        options: dict[str, Any] = {
-            "add_generation_prompt": True,
-            "tokenize": True,
-            "return_tensors": "pt",
-            "return_dict": True,
-            # For the templates that know it (Qwen3): the answer, not a monologue before it.
-            "enable_thinking": False,
-        }
+    def _make_batch(self, kv_tokens: int, slots: int) -> tuple[Batch | None, str]:
+        sample = self.chat.encode(Job(prompt="Is it real?", context="It is."), None).ids
+        batch = None
         try:
-            encoded = self.tokenizer.apply_chat_template(turns, **options)
-        except TemplateError:
-            # Some chat templates (Gemma's, for one) refuse a system turn: its text opens the user's turn instead.
-            merged = [{"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}]
-            encoded = self.tokenizer.apply_chat_template(merged, **options)
-        ids: torch.Tensor = encoded["input_ids"]
-        return ids
+            batch = Batch(self.network, self.ends, self.window, kv_tokens=kv_tokens, slots=slots)
+            batch.check(self.network, sample[: self.window - 1])
+            return batch, ""
+        except Unsupported as reason:
+            if batch:
+                batch.close()
+            return None, str(reason)
 
-    def answer(self, job: Job, cancelled: threading.Event) -> Answer:
-        """Generate the answer to a job. Raises JobError for a prompt that does not fit and for a lost GPU."""
-        with self.one_at_a_time:
-            return self._answer(job, cancelled)
+    def describe(self) -> str:
+        """What can be said of it in a line."""
+        if not self.batch:
+            return f"context window {self.window} tokens; one job at a time, because it cannot be batched: {self.why_alone}"
+        ways = "CUDA graphs" if self.batch.graphs else "no CUDA graphs, drafts for a job that is alone"
+        return f"context window {self.limit} tokens; batched, KV memory for {self.batch.tokens} tokens, {ways}"
 
-    def _answer(self, job: Job, cancelled: threading.Event) -> Answer:
-        ids = self.encode(job)
-        room = self.window - ids.shape[1]
-        if room < 1:
-            raise JobError(
-                "INPUT_TOO_LONG",
-                f"the prompt has {ids.shape[1]} tokens and the model reads {self.window}; lower n_results",
-            )
-        if cancelled.is_set():
-            return Answer("", "cancelled", prompt_tokens=ids.shape[1])
-        if job.seed is not None:
-            set_seed(job.seed % 2**32)
-        sampling: dict[str, Any] = {"do_sample": False}
-        if job.temperature >= LOWEST_TEMPERATURE:
-            sampling = {"do_sample": True, "temperature": job.temperature, "top_p": job.top_p, "top_k": 0}
-        config = GenerationConfig(
-            max_new_tokens=min(job.max_new_tokens, room), repetition_penalty=job.repetition_penalty, **sampling
-        )
-        stop = _Cancelled(cancelled)
-        started = time.monotonic()
+    # --- jobs ---
+
+    async def answer(self, job: Job, emit: Callable[[str], None]) -> Answer:
+        """Answer a job; each new stretch of the text goes to `emit`. Cancelling the task stops it at the next token.
+
+        Raises JobError: those of Chat.encode; OUT_OF_MEMORY and GPU_LOST, which ask for a new worker.
+        """
+        encoded = await asyncio.to_thread(self.chat.encode, job, self.limit)
+        new = min(job.max_new_tokens, self.limit - len(encoded.ids))
+        work = _Work(job, encoded, self.chat.reader(encoded), emit, new, self.ends)
+        self._jobs += 1
         try:
-            with torch.inference_mode():
-                output = self.network.generate(
-                    input_ids=ids.to(self.network.device),
-                    attention_mask=torch.ones_like(ids).to(self.network.device),
-                    generation_config=config,
-                    stopping_criteria=StoppingCriteriaList([stop]),
-                )
+            if self.batch is None:
+                await self._answer_alone(work, self._generate)
+            elif self._jobs == 1 and self.drafter and not self._alone.locked() and self._fits_beside(work):
+                await self._answer_alone(work, self._draft)
+            if self.batch and not work.ended:
+                await self._answer_in_batch(self.batch, work)
+        finally:
+            self._jobs -= 1
+        return work.done()
+
+    def _fits_beside(self, work: _Work) -> bool:
+        """Whether the keys and values of a job that is alone fit beside the batch's memory, which is not theirs."""
+        if self.network.device.type == "cpu":
+            return True
+        needed = _kv_bytes(self.network) * (len(work.encoded.ids) + work.left)
+        return bool(2 * needed < torch.cuda.mem_get_info()[0])
+
+    async def _answer_in_batch(self, batch: Batch, work: _Work) -> None:
+        since = time.monotonic()
+        ids = work.encoded.ids + work.tokens
+        pages = batch.pages(len(ids) + work.left)
+        slot = await batch.room.take(pages)
+        try:
+            work.queue_ms += (time.monotonic() - since) * 1000
+            show = work.show if work.job.stream else None
+            done = await batch.run(ids, work.left, work.sampling, slot, show)
+        finally:
+            batch.room.give(pages, slot)
+        if not show:
+            work.show(done.tokens)
+        work.ended = True
+        work.queue_ms += done.queue_ms
+        work.prefill_ms += done.prefill_ms
+        work.decode_ms += done.decode_ms
+
+    async def _answer_alone(self, work: _Work, way: Callable[[_Work, _Stop], None]) -> None:
+        """Run a job in a thread; `stop` ends it at the next token, after which the thread is waited for."""
+        since = time.monotonic()
+        stop = _Stop(asyncio.get_running_loop(), work)
+        async with self._alone:
+            work.queue_ms += (time.monotonic() - since) * 1000
+            thread = asyncio.ensure_future(asyncio.to_thread(self._guarded, way, work, stop))
+            try:
+                await asyncio.shield(thread)
+            except asyncio.CancelledError:
+                stop.cancelled.set()
+                with contextlib.suppress(JobError):
+                    await thread
+                raise
+
+    def _guarded(self, way: Callable[[_Work, _Stop], None], work: _Work, stop: _Stop) -> None:
+        try:
+            way(work, stop)
         except torch.OutOfMemoryError as error:
-            raise JobError(
-                "OUT_OF_MEMORY",
-                "the GPU has too little memory for this job; lower n_results or max_new_tokens",
-                refresh=True,
-            ) from error
+            raise failure(error) from error
         except RuntimeError as error:
             if "CUDA" not in str(error):
                 raise
             # A CUDA error poisons the process: every later job would fail too.
-            raise JobError(
-                "GPU_LOST", "the GPU reported an error; a new worker takes over, try again", refresh=True
-            ) from error
-        ended = time.monotonic()
-        generated = output[0][ids.shape[1] :].tolist()
-        finish_reason = "cancelled" if cancelled.is_set() else "stop" if generated[-1] in self.ends else "length"
-        first = stop.first_token_at or ended
-        return Answer(
-            self.tokenizer.decode(generated, skip_special_tokens=True).strip(),
-            finish_reason,  # type: ignore[arg-type]
-            prompt_tokens=ids.shape[1],
-            completion_tokens=len(generated),
-            prefill_ms=round((first - started) * 1000),
-            decode_ms=round((ended - first) * 1000),
+            raise failure(error) from error
+
+    def _draft(self, work: _Work, stop: _Stop) -> None:
+        assert self.drafter
+        drafted = self.drafter.run(
+            work.encoded.ids,
+            work.left,
+            work.sampling,
+            stop.pass_on,
+            lambda: stop.cancelled.is_set() or self._jobs > 1,
         )
+        work.ended = drafted.ended
+        work.prefill_ms += drafted.prefill_ms
+        work.decode_ms += drafted.decode_ms
+        self._totals["drafted_jobs_total"] += 1
+        self._totals["drafted_tokens_total"] += len(drafted.tokens)
+        self._totals["drafted_forward_passes_total"] += drafted.forward_passes
+
+    def _generate(self, work: _Work, stop: _Stop) -> None:
+        ids = torch.tensor([work.encoded.ids], device=self.network.device)
+        criterion = _EachToken(ids.shape[1], stop)
+        started = time.monotonic()
+        with torch.inference_mode():
+            self.network.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=GenerationConfig(max_new_tokens=work.left, do_sample=False),
+                logits_processor=LogitsProcessorList([SamplingProcessor(work.sampling)]),
+                stopping_criteria=StoppingCriteriaList([criterion]),
+            )
+        first = criterion.first or time.monotonic()
+        work.ended = True
+        work.prefill_ms += (first - started) * 1000
+        work.decode_ms += (time.monotonic() - first) * 1000
+
+    # --- the rest ---
+
+    def metrics(self) -> dict[str, float]:
+        """Those of the batch, and of drafts."""
+        return {**(self.batch.metrics() if self.batch else {}), **self._totals}
+
+    def close(self) -> None:
+        """End the batch's thread."""
+        if self.batch:
+            self.batch.close()
+
+
+class _Work:
+    """One job on its way to an answer."""
+
+    def __init__(
+        self, job: Job, encoded: Encoded, reader: Reader, emit: Callable[[str], None], new: int, ends: list[int]
+    ) -> None:
+        self.job = job
+        self.encoded = encoded
+        self.new = new
+        self.tokens: list[int] = []
+        self.ended = False
+        self.queue_ms = self.prefill_ms = self.decode_ms = 0.0
+        temperature = job.temperature if job.temperature >= LOWEST_TEMPERATURE else 0.0
+        seed = secrets.randbits(63) if job.seed is None else job.seed
+        self.sampling = Sampling(temperature, job.top_p, job.repetition_penalty, seed)
+        self._reader = reader
+        self._emit = emit
+        self._ends = ends
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be generated."""
+        return self.new - len(self.tokens)
+
+    def show(self, tokens: list[int]) -> None:
+        """Take the next tokens of the answer. In the event loop's thread."""
+        self.tokens += tokens
+        # What ends an answer is no text, also where the tokenizer does not call it special.
+        if text := self._reader.feed([token for token in tokens if token not in self._ends]):
+            self._emit(text)
+
+    def done(self) -> Answer:
+        """The whole answer."""
+        if text := self._reader.finish():
+            self._emit(text)
+        reason: Literal["stop", "length"] = "stop" if self.tokens and self.tokens[-1] in self._ends else "length"
+        return Answer(
+            self._reader.text,
+            reason,
+            prompt_tokens=len(self.encoded.ids),
+            completion_tokens=len(self.tokens),
+            reasoning_tokens=self._reader.reasoning_tokens,
+            queue_ms=round(self.queue_ms),
+            prefill_ms=round(self.prefill_ms),
+            decode_ms=round(self.decode_ms),
+            dropped_sources=self.encoded.dropped,
+        )
+
+
+class _Stop:
+    """What the thread of a job that is alone shares with the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: _Work) -> None:
+        self.cancelled = threading.Event()
+        self._loop = loop
+        self._work = work
+
+    def pass_on(self, tokens: list[int]) -> None:
+        """Hand tokens to the event loop. They arrive before the thread's end does."""
+        self._loop.call_soon_threadsafe(self._work.show, tokens)
+
+
+class _EachToken(StoppingCriteria):  # type: ignore[misc] # transformers has no types here
+    """Passes on each token of `generate`, and ends it once the job is cancelled: a thread cannot be stopped otherwise."""
+
+    def __init__(self, length: int, stop: _Stop) -> None:
+        self.first: float | None = None
+        self._length = length
+        self._stop = stop
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if self.first is None:
+            self.first = time.monotonic()
+        self._stop.pass_on(input_ids[0, self._length :].tolist())
+        self._length = input_ids.shape[1]
+        return torch.full((input_ids.shape[0],), self._stop.cancelled.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+def _kv_tokens(network: Any) -> int:
+    """How many tokens' keys and values fit into a part of the free memory of a machine without a GPU."""
+    return max(1, min(CPU_KV_TOKENS, ram() // CPU_KV_SHARE // _kv_bytes(network)))
+
+
+def _kv_bytes(network: Any) -> int:
+    """The size of the keys and values of one token."""
+    config = network.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * head * network.dtype.itemsize)

@@ -1,10 +1,12 @@
 """The worker job on the wire: what may be sent, what is answered.
 
 Input (all but `prompt` optional, unknown keys refused by name):
-    {"op": "synthesize"|"ping", "prompt": str, "context": str, "sources": [{"id": "S1", "text": str, "label": str}],
-     "temperature": 0..2, "top_p": 0..1, "repetition_penalty": 0.5..2, "max_new_tokens": 1..32768, "seed": int|null,
-     "stream": false}
-Output: {"synthesis", "finish_reason": "stop"|"length"|"cancelled", "usage", "model", "prompts", "timings"}
+    {"op": "synthesize"|"ping"|"metrics", "prompt": str, "context": str,
+     "sources": [{"id": "S1", "text": str, "label": str}], "fit": false, "temperature": 0..2, "top_p": 0..1,
+     "repetition_penalty": 0.5..2, "max_new_tokens": 1..32768, "seed": int|null, "stream": false}
+Output: a list, as RunPod makes of every worker that can stream. Its last entry is the answer:
+    {"synthesis", "finish_reason": "stop"|"length", "usage", "model", "prompts", "timings", "dropped_sources"}
+With `stream` the entries before it are {"text": "…"}, which together are the synthesis; without, there are none.
 Errors: {"error": "CODE: sentence a person can act on"}, always a string.
 """
 
@@ -17,8 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_RESULT_BYTES = 9_000_000  # RunPod refuses larger results, and the job would end without output.
+MAX_CHUNK_BYTES = 900_000  # RunPod refuses a chunk of a megabyte.
 MAX_PROMPT_CHARS = 100_000
 MAX_SOURCES = 500
+OPS = ("synthesize", "ping", "metrics")
 
 
 class InvalidJob(ValueError):
@@ -38,6 +42,7 @@ class Job:
     max_new_tokens: int = 4096
     seed: int | None = None
     stream: bool = False
+    fit: bool = False
     op: str = "synthesize"
 
 
@@ -59,10 +64,10 @@ def parse_job(data: object) -> Job:
     if unknown:
         raise InvalidJob(f"unknown key {', '.join(unknown)}; known are {', '.join(known)}")
     op = data.get("op", "synthesize")
-    if op not in ("synthesize", "ping"):
-        raise InvalidJob("op must be synthesize or ping")
-    if op == "ping":
-        return Job(op="ping")
+    if op not in OPS:
+        raise InvalidJob(f"op must be {', '.join(OPS[:-1])} or {OPS[-1]}")
+    if op != "synthesize":
+        return Job(op=op)
     for key in ("prompt", "context"):
         if not isinstance(data.get(key, ""), str):
             raise InvalidJob(f"{key} must be text, not {_kind(data[key])}")
@@ -75,8 +80,9 @@ def parse_job(data: object) -> Job:
     seed = data.get("seed")
     if seed is not None:
         check_number("seed", seed, 0, 2**63 - 1, whole=True)
-    if data.get("stream", False) is not False:
-        raise InvalidJob("stream must be false: this worker answers whole")
+    for key in ("stream", "fit"):
+        if not isinstance(data.get(key, False), bool):
+            raise InvalidJob(f"{key} must be true or false, not {_kind(data[key])}")
     if data.get("context") and data.get("sources"):
         raise InvalidJob("send context or sources, not both")
     return Job(**{**data, "sources": _parse_sources(data.get("sources", []))})
@@ -148,6 +154,13 @@ def to_wire(value: object) -> dict[str, Any]:
             "OUTPUT_TOO_LARGE", f"the answer has {size} bytes, {MAX_RESULT_BYTES} are allowed; lower max_new_tokens"
         )
     return safe
+
+
+def chunks(text: str) -> list[dict[str, Any]]:
+    """Text of a streamed answer as wire chunks `{"text"}`, each small enough for the platform."""
+    step = MAX_CHUNK_BYTES // 6  # a character has six bytes at most in JSON that escapes it, and four in UTF-8
+    safe = _sanitise_text(text)
+    return [{"text": safe[at : at + step]} for at in range(0, len(safe), step)]
 
 
 def error(code: str, sentence: str) -> dict[str, Any]:
