@@ -9,8 +9,8 @@ variable "PYTHON_BASE" { default = "" }
 variable "TORCH_BASE" { default = "" }
 # The torch that is installed where no TORCH_BASE brings one.
 variable "TORCH_VERSION" { default = "2.13.0" }
-# The flash-attention kernel of the worker for GPUs, NAME@COMMIT of a kernel repository on the Hub, for example
-# kernels-community/flash-attn2@<the commit of its branch v3>; empty: none. The worker says at its start which it uses.
+# The flash-attention kernel of the worker for GPUs, NAME@COMMIT of a kernel repository on the Hub; empty: none, with a
+# warning in the build and at the worker's start. Set it for a GPU: docs/worker.md says to what.
 variable "FLASH_KERNEL" { default = "" }
 # What `worker-baked` holds; both must be set, MODEL_REVISION to a commit. HF_TOKEN of the environment is its secret.
 variable "MODEL_ID" { default = "" }

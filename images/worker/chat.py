@@ -22,6 +22,7 @@ from engines import JobError
 # What opens and closes the reasoning of the models that have one: Qwen3, DeepSeek and most others; Magistral.
 _CLOSE_OF = {"<think>": "</think>", "[THINK]": "[/THINK]"}
 _OPEN = re.compile("|".join(map(re.escape, _CLOSE_OF)))
+_LONGEST = 16  # tokens; a character has four bytes at most, so what makes none by then never will
 # Stands for the user's turn while the template is rendered, so that no template can trim or read what a user wrote.
 _PLACE = "c6f1b09e7d2a4835"
 # Harmless turns with all that tokenizers treat in ways of their own, above all at the edges.
@@ -107,6 +108,12 @@ class Chat:
         bos = self._tokenizer.bos_token_id
         rendered = next((at for at, number in enumerate(ids) if number != bos), len(ids))
         return [bos] * (rendered > 0 or self._adds_bos) + ids[rendered:]
+
+    @property
+    def prefix(self) -> list[int]:
+        """The ids that every prompt begins with: the system text and what stands around it; empty if not known."""
+        one, other = (self._ids(self._prompts.user_turn(*sample)) for sample in _SAMPLES[:2])
+        return one[: next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)]
 
     def _controls(self, ids: list[int]) -> list[int]:
         return [number for number in ids if number in self._control_ids]
@@ -236,7 +243,7 @@ class Reader:
         if number in self._silent:
             return self._silent[number]
         self._pending.append(number)
-        text = self._whole(self._pending)
+        text = self._whole(self._pending, ended=len(self._pending) >= _LONGEST)
         if text:
             self._context, self._pending = self._pending, []
         return text

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from weights import Description, Weights, WeightsError, describe, locate, verify
+from weights import Description, Weights, WeightsError, describe, go_offline, locate, verify
 
 TOKENS = 8192  # of the job that must fit at least: a question with its sources, and the answer
 WORKING_SPACE = 1_500_000_000  # bytes: CUDA's own, activations, what the allocator cannot use
 NF4_BYTES = 0.516  # for each quantised parameter, with double quantisation
 CARDS = (16, 24, 32, 40, 48, 80, 96, 141, 180)  # GB; what GPUs are sold with
 TOLERANCE = 0.02  # of the product's norm; bfloat16 rounding is below 0.005
+
+QUANTIZATIONS = ("nf4", "none")
 
 Load = Literal["published", "nf4", "bf16", "float32"]
 Results = dict[str, str | None]
@@ -28,7 +30,9 @@ def check(
 ) -> tuple[Weights | None, Results]:
     """Find the model and run all checks: where it is (None if nowhere), and the sentence or None of each check.
 
-    `load`: how the engine will load it; None: as published if it is quantised, else NF4 on a GPU and float32 without.
+    Nothing in this process asks a hub after the model was found: see go_offline.
+    `load`: how the engine will load it; None: as published if it is quantised, else as QUANTIZATION says ("nf4", or
+    "none": bfloat16 on a GPU, float32 without), which is NF4 on a GPU where it is not set.
     """
     results: Results = {"disk": None, "weights": None, "memory": None, "kernel": None}
     try:
@@ -37,9 +41,17 @@ def check(
     except WeightsError as error:
         results[error.check] = str(error)
         return None, results
+    go_offline()
     results["weights"] = verify(found.folder, environ.get("VERIFY_WEIGHTS"))
+    wanted = environ.get("QUANTIZATION") or None
+    if wanted not in (None, *QUANTIZATIONS):
+        results["weights"] = f"QUANTIZATION={wanted} is unknown; known are {', '.join(QUANTIZATIONS)}"
+        return found, results
     cards = gpu_memory()
-    load = load or ("published" if model.quantization != "none" else "nf4" if cards else "float32")
+    plain: Load = "bf16" if cards else "float32"
+    load = load or (
+        "published" if model.quantization != "none" else "nf4" if wanted == "nf4" or (cards and not wanted) else plain
+    )
     results["memory"] = memory(model, load, cards=cards, ram=ram())
     if load == "nf4" or model.quantization == "nf4":
         results["kernel"] = kernel("cuda" if cards else "cpu")

@@ -311,9 +311,8 @@ def _wrong_sums(folder: Path) -> list[str]:
         if not match:
             raise ValueError(f"line {number} is no line of a manifest")
         sums[match[2]] = match[1]
-    names = sorted({path.name for path in folder.iterdir() if _SMALL.fullmatch(path.name)} - {SUMS}) + weight_files(
-        folder
-    )
+    small = {path.name for path in folder.iterdir() if _SMALL.fullmatch(path.name)} - {SUMS}
+    names = sorted(small) + weight_files(folder)
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing lets go of Python's lock
         found = dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
     wrong = [f"{name} is missing" for name in sorted(sums) if _SMALL.fullmatch(name) and name not in found]
@@ -347,12 +346,9 @@ class Description:
     parameters: int
     linear_parameters: int
     quantization: str
-    architectures: tuple[str, ...]
     layers: int
     kv_heads: int
     head_dim: int
-    hidden_size: int
-    vocab: int
     window: int
     sliding_layers: int = 0
     sliding_window: int = 0
@@ -380,20 +376,15 @@ def describe(folder: Path) -> Description:
     heads = _number(text, "num_attention_heads", "n_head")
     hidden = _number(text, "hidden_size", "n_embd")
     full, sliding = _layers(text)
-    architectures = config.get("architectures")
+    linear = [entry for name, entry in tensors.items() if _is_linear(name, entry)]
     return Description(
         weight_bytes=size,
         parameters=sum(map(_numel, tensors.values())) if plain else 0,
-        linear_parameters=sum(_numel(entry) for name, entry in tensors.items() if _is_linear(name, entry))
-        if plain
-        else 0,
+        linear_parameters=sum(map(_numel, linear)) if plain else 0,
         quantization=quantization,
-        architectures=tuple(map(str, architectures)) if isinstance(architectures, list) else (),
         layers=full,
         kv_heads=_number(text, "num_key_value_heads") or heads,
         head_dim=_number(text, "head_dim") or (hidden // heads if heads else 0),
-        hidden_size=hidden,
-        vocab=_number(text, "vocab_size"),
         window=_number(text, "max_position_embeddings", "n_positions"),
         sliding_layers=sliding,
         sliding_window=_number(text, "sliding_window") if sliding else 0,
@@ -534,11 +525,7 @@ def _explained(
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
     response = getattr(cause, "response", None)
     status = 0 if response is None else int(response.status_code)
-    allowed = (
-        "give HF_TOKEN a token that may read it"
-        if token
-        else "if it is private, set HF_TOKEN to a token that may read it"
-    )
+    allowed = f"{'give' if token else 'if it is private, set'} HF_TOKEN {'' if token else 'to '}a token that may read it"
     if isinstance(error, _PassedOver):
         what = f"{model_id} as it is on the Hub cannot be used: {error}; publish the whole model again"
     elif isinstance(cause, errors.GatedRepoError):
@@ -550,10 +537,8 @@ def _explained(
     elif status in (401, 403):
         what = f"{hub} refuses access to {model_id} (HTTP {status}): {allowed}"
     elif status:
-        return WeightsError(f"{hub} answers HTTP {status} for {model_id}: try again later"), status in (
-            408,
-            429,
-        ) or status >= 500
+        passing = status in (408, 429) or status >= 500
+        return WeightsError(f"{hub} answers HTTP {status} for {model_id}: try again later"), passing
     elif isinstance(cause, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
         what = f"{hub} may not be asked for {model_id} (HF_HUB_OFFLINE): unset HF_HUB_OFFLINE, or bake the model"
     elif isinstance(cause, errors.HTTPError):
@@ -600,6 +585,17 @@ def _limit_waiting() -> None:
     set_client_factory(client)
 
 
+def go_offline() -> None:
+    """From here on no library in this process may ask a hub: all that a model needs lies in its folder.
+
+    Where the package `kernels` is installed (the locks leave it out), bitsandbytes and transformers would fetch programs
+    from the Hub at their import or while a model is loaded. Also if huggingface_hub has read its setting already.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if constants := sys.modules.get("huggingface_hub.constants"):
+        constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
@@ -616,7 +612,11 @@ def attention(environ: Mapping[str, str], capability: Callable[[], tuple[int, in
         return "sdpa"
     folder = environ.get("FLASH_ATTENTION")
     if not folder:
-        print("attention: sdpa, because this image was built without FLASH_KERNEL", flush=True)
+        print(
+            "attention: sdpa, because this image was built without FLASH_KERNEL; without a flash-attention kernel jobs in"
+            " a batch are slower (no CUDA graphs): build the image with one, see docs/worker.md",
+            flush=True,
+        )
         return "sdpa"
     if have < (8, 0):
         print(

@@ -156,6 +156,29 @@ def test_each_image_that_is_built_is_checked_below() -> None:
     assert built == {(path.parent.name, stage) for path, stage in SHIPPED}
 
 
+# What buildx knows in a target; what it does not know it drops without a word.
+BAKE_KEYS = set(
+    "args attest cache-from cache-to call context contexts description dockerfile dockerfile-inline entitlements"
+    " extra-hosts inherits labels matrix name network no-cache no-cache-filter output platforms pull secret shm-size ssh"
+    " tags target ulimits".split()
+)
+
+
+def test_the_bake_file_has_no_word_that_would_be_dropped() -> None:
+    bake = (ROOT / "docker-bake.hcl").read_text(encoding="utf-8")
+    blocks = re.findall(r'^target "([\w-]+)" \{\n(.*?)^\}', bake, re.MULTILINE | re.DOTALL)
+    assert {name for name, _ in blocks} >= {"image", "worker-baked", "worker-vllm", "test", "lint", "lock"}
+    for name, block in blocks:
+        assert set(re.findall(r"^  ([\w-]+)\s*=", block, re.MULTILINE)) - BAKE_KEYS == set(), name
+    for variable in re.findall(r'^variable "(\w+)"', bake, re.MULTILINE):
+        assert len(re.findall(rf"\b{variable}\b", re.sub(r"#.*", "", bake))) > 1, f"{variable} is not used"
+    # An argument that no Dockerfile takes is dropped, too.
+    taken = {word for path in DOCKERFILES for word in re.findall(r"^ARG (\w+)", path.read_text(encoding="utf-8"), re.M)}
+    given = {key for _, block in blocks for key in re.findall(r"^    ([A-Z_]+)\s*=", block, re.MULTILINE)}
+    assert {"FLASH_KERNEL", "MODEL_ID", "MODEL_REVISION", "TORCH_BASE"} <= given
+    assert given - taken == set()
+
+
 @pytest.mark.parametrize(("path", "stage"), SHIPPED, ids=str)
 def test_an_image_starts_one_program_that_gets_the_signals_and_is_not_root(path: Path, stage: str) -> None:
     given = dict(stages(path)[stage][1])  # the last of each instruction

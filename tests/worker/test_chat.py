@@ -621,6 +621,16 @@ def test_bytes_that_do_not_go_together_are_no_error(families: dict[str, Family])
         assert "".join(pieces_of(reader, [*numbers, *families[name].ids("b")])).replace(" ", "") == "é\ufffdb"
 
 
+def test_an_answer_of_broken_bytes_is_not_held_back_for_ever(families: dict[str, Family]) -> None:
+    family = families["qwen"]
+    (broken,) = family.tokenizer.convert_tokens_to_ids(["à"])  # the byte E0, which opens a character of three
+    assert family.text([broken]) == "\ufffd"
+    reader = family.reader()
+    pieces = pieces_of(reader, [broken] * 100)
+    assert max(map(len, pieces)) <= 16
+    assert reader.text == "\ufffd" * 100
+
+
 THOUGHTS = [
     # (opened by the prompt, answer, what is visible)
     (False, "<think>\nHm.\n</think>\n\nYes [S1].", "Yes [S1]."),

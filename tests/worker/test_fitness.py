@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,12 +26,9 @@ QWEN = Description(
     parameters=8_190_735_360,
     linear_parameters=6_945_767_424,
     quantization="none",
-    architectures=("Qwen3ForCausalLM",),
     layers=36,
     kv_heads=8,
     head_dim=128,
-    hidden_size=4096,
-    vocab=151936,
     window=40960,
 )
 QWEN_NF4 = Description(
@@ -160,6 +158,16 @@ def test_a_model_that_is_fine_passes_all_checks(model_folder: Path) -> None:
     assert results == {"disk": None, "weights": None, "memory": None, "kernel": None}
 
 
+def test_no_hub_is_asked_after_the_model_was_found(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    check(str(tmp_path / "none"), None, {})
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    check(str(model_folder), None, {})
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
 def test_how_it_is_loaded_and_what_is_there_decide(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(fitness, "gpu_memory", lambda: [GB])
@@ -169,6 +177,33 @@ def test_how_it_is_loaded_and_what_is_there_decide(model_folder: Path, monkeypat
     assert asked == ["cuda"]
     check(str(model_folder), None, {}, load="bf16")
     assert asked == ["cuda"]  # no quantised layer, no kernel
+
+
+@pytest.mark.parametrize(
+    ("quantization", "cards", "load"),
+    [
+        ("", [], "float32"),
+        ("", [GB], "nf4"),
+        ("none", [], "float32"),
+        ("none", [GB], "bf16"),
+        ("nf4", [], "nf4"),
+        ("nf4", [GB], "nf4"),
+    ],
+)
+def test_the_wanted_quantization_decides(
+    quantization: str, cards: list[int], load: Load, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(fitness, "gpu_memory", lambda: cards)
+    monkeypatch.setattr(fitness, "kernel", lambda device: None)
+    monkeypatch.setattr(fitness, "memory", lambda model, load, **there: asked.append(load))
+    check(str(model_folder), None, {"QUANTIZATION": quantization})
+    assert asked == [load]
+
+
+def test_an_unknown_quantization_is_named(model_folder: Path) -> None:
+    _, results = check(str(model_folder), None, {"QUANTIZATION": "int4"})
+    assert results["weights"] == "QUANTIZATION=int4 is unknown; known are nf4, none"
 
 
 def test_weights_that_are_damaged_are_found_where_it_is_asked_for(model_copy: Path) -> None:

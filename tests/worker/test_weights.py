@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -26,6 +27,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import weights
 from weights import WeightsError, attention, describe, incomplete, locate, variant, verify
+
+ROOT = Path(__file__).resolve().parents[2]
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 MODEL = "someone/tiny-nf4"
@@ -388,9 +391,8 @@ def test_a_bf16_model_is_described_as_its_network_is(model_copy: Path) -> None:
     assert about.linear_parameters == sum(m.weight.numel() for m in linear)
     assert about.weight_bytes == (model_copy / "model.safetensors").stat().st_size
     assert about.weight_bytes - 2 * about.parameters < 10_000  # the header
-    assert (about.quantization, about.architectures) == ("none", ("Qwen3ForCausalLM",))
-    assert (about.layers, about.kv_heads, about.head_dim, about.hidden_size) == (2, 1, 16, 32)
-    assert (about.vocab, about.window) == (network.config.vocab_size, 2048)
+    assert about.quantization == "none"
+    assert (about.layers, about.kv_heads, about.head_dim, about.window) == (2, 1, 16, 2048)
     assert about.kv_bytes(10) == 2 * 2 * 10 * 1 * 16 * 2
 
 
@@ -459,7 +461,6 @@ def test_a_llama_without_a_head_dim_has_the_one_of_its_heads(tmp_path: Path) -> 
 
 def test_the_language_model_of_a_gemma_counts_and_its_windows_are_kept_short(tmp_path: Path) -> None:
     about = of(GEMMA, tmp_path)
-    assert about.architectures == ("Gemma3ForConditionalGeneration",)
     assert (about.layers, about.sliding_layers, about.sliding_window, about.head_dim) == (1, 5, 1024, 256)
     assert about.kv_bytes(8192) == 2 * (8192 + 5 * 1024) * 4 * 256 * 2
     assert about.kv_bytes(100) == 2 * 6 * 100 * 4 * 256 * 2
@@ -952,10 +953,33 @@ def test_a_kernel_that_is_not_there_is_named(kernel_hub: Hub, environ: dict[str,
         weights.fetch_kernel(KERNEL, tmp_path / "flash", environ, "2.13.0", "12.6")
 
 
+def test_after_the_weights_are_found_no_library_asks_a_hub(
+    kernel_hub: Hub, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    weights.fetch_kernel(KERNEL, tmp_path / "before", environ, "2.13.0", "12.6")
+    asked = len(kernel_hub.asked)
+    assert asked
+    weights.go_offline()
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE"):
+        weights.fetch_kernel(KERNEL, tmp_path / "after", environ, "2.13.0", "12.6")
+    assert len(kernel_hub.asked) == asked
+
+
+def test_the_images_hold_no_package_that_fetches_kernels() -> None:
+    """bitsandbytes asks for it at its import, and does without."""
+    locks = sorted((ROOT / "images" / "worker").glob("*.lock"))
+    assert locks
+    assert [lock.name for lock in locks if re.search(r"^kernels==", lock.read_text(encoding="utf-8"), re.M)] == []
+
+
 def test_without_a_kernel_or_a_gpu_attention_is_sdpa(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert attention({}) == "sdpa"
     assert attention({"FLASH_ATTENTION": ""}, lambda: (9, 0)) == "sdpa"
-    assert "attention: sdpa, because this image was built without FLASH_KERNEL" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "attention: sdpa, because this image was built without FLASH_KERNEL" in said
+    assert "build the image with one, see docs/worker.md" in said
     if not torch.cuda.is_available():
         assert attention({"FLASH_ATTENTION": str(tmp_path)}) == "sdpa"
 
