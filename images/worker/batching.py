@@ -23,7 +23,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.requests import RequestStatus
 
 from engines import JobError
-from sampling import BatchSampling, Sampling
+from sampling import GREEDY, BatchSampling, Sampling
 
 SLOTS = 64  # jobs in one batch at most
 OVERTAKES = 16  # how often smaller jobs may go before one that waits for memory
@@ -32,7 +32,6 @@ GPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 512  # tokens in a forward pass: what a l
 GPU_MEMORY = 0.8  # of what is free once the model is loaded; the rest is for activations
 STOP_SECONDS = 10.0
 LEAST_LIKELY = 1.0  # how much less likely, in nats, the batch's token may be than the model's own choice
-GREEDY = Sampling(0.0, 1.0, 1.0, 0)
 
 
 class Unsupported(Exception):
@@ -84,6 +83,8 @@ class Room:
         for waiting in list(self.waiting):
             if not self._free_slots:
                 return
+            if waiting.admitted.cancelled():
+                continue  # its task has not yet come to leave
             if waiting.pages <= self.free_pages:
                 self.waiting.remove(waiting)
                 self.free_pages -= waiting.pages

@@ -73,7 +73,8 @@ def load(prompts: Prompts, model_id: str, weights: Weights, environ: Mapping[str
     start.phases["load"] = time.monotonic() - begun
     begun = time.monotonic()
     model = {"id": model_id, "revision": weights.revision, "engine": "transformers", "quantization": quantization}
-    engine = TransformersEngine(chat, network, ends, model)
+    kv_bytes = description.kv_bytes(1, network.dtype.itemsize)
+    engine = TransformersEngine(chat, network, ends, model, kv_bytes=kv_bytes)
     start.phases["warmup"] = time.monotonic() - begun
     print(f"loaded {model_id} on {'GPU' if gpu else 'CPU'}, {quantization}, {network.dtype}; {engine.describe()}", flush=True)
     return engine
@@ -126,23 +127,25 @@ class TransformersEngine:
         ends: list[int],
         model: dict[str, Any],
         *,
+        kv_bytes: int,
         kv_tokens: int | None = None,
         slots: int = SLOTS,
-        drafts: bool = True,
     ) -> None:
-        """`kv_tokens`: the size of the KV memory without a GPU, by default a part of what is free."""
+        """`kv_bytes`: the size of one token's keys and values. `kv_tokens`: that of the KV memory without a GPU, by
+        default a part of what is free."""
         self.chat = chat
         self.network = network
         self.ends = ends
         self.model = model
+        self._kv_bytes = kv_bytes
         config = network.config.get_text_config(decoder=True)
         self.window: int = getattr(config, "max_position_embeddings", None) or 2**31
-        self.batch, self.why_alone = self._make_batch(kv_tokens or _kv_tokens(network), slots)
+        self.batch, self.why_alone = self._make_batch(kv_tokens or _kv_tokens(kv_bytes), slots)
         self.limit = min(self.window, self.batch.tokens) if self.batch else self.window
         self.capacity = max(1, min(slots, self.batch.tokens // min(TYPICAL_TOKENS, self.limit))) if self.batch else 1
         everything = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         self.drafter = None
-        if drafts and everything and self.batch and not self.batch.graphs:
+        if everything and self.batch and not self.batch.graphs:
             self.drafter = Drafter(network, ends, chat.prefix)
         # Jobs outside of the batch: one at a time.
         self._alone = asyncio.Lock()
@@ -194,7 +197,7 @@ class TransformersEngine:
         """Whether the keys and values of a job that is alone fit beside the batch's memory, which is not theirs."""
         if self.network.device.type == "cpu":
             return True
-        needed = _kv_bytes(self.network) * (len(work.encoded.ids) + work.left)
+        needed = self._kv_bytes * (len(work.encoded.ids) + work.left)
         return bool(2 * needed < torch.cuda.mem_get_info()[0])
 
     async def _answer_in_batch(self, batch: Batch, work: _Work) -> None:
@@ -364,14 +367,6 @@ class _EachToken(StoppingCriteria):  # type: ignore[misc] # transformers has no 
         return torch.full((input_ids.shape[0],), self._stop.cancelled.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
-def _kv_tokens(network: Any) -> int:
+def _kv_tokens(kv_bytes: int) -> int:
     """How many tokens' keys and values fit into a part of the free memory of a machine without a GPU."""
-    return max(1, min(CPU_KV_TOKENS, ram() // CPU_KV_SHARE // _kv_bytes(network)))
-
-
-def _kv_bytes(network: Any) -> int:
-    """The size of the keys and values of one token."""
-    config = network.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * head * network.dtype.itemsize)
+    return max(1, min(CPU_KV_TOKENS, ram() // CPU_KV_SHARE // max(1, kv_bytes)))

@@ -42,6 +42,9 @@ class Sampling:
         return int.from_bytes(digest[:4], "little", signed=True), int.from_bytes(digest[4:], "little", signed=True)
 
 
+GREEDY = Sampling(0.0, 1.0, 1.0, 0)
+
+
 def adjust(scores: torch.Tensor, seen: torch.Tensor, args: torch.Tensor) -> torch.Tensor:
     """Scores whose argmax is each row's next token.
 
@@ -157,6 +160,7 @@ class BatchSampling(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc
         self.spare = slots  # the row of padding
         self.seen = torch.zeros(slots + 1, vocabulary, dtype=torch.bool, device=device)
         self.compute_stream: Any = None  # set once the manager has made it
+        self._defaults = torch.cat([pack([(GREEDY, 0)]), torch.tensor([[slots]], dtype=torch.int32)])
         self._marked: dict[int, str] = {}  # slot: the request whose prompt is marked there
 
     def check_kwargs(self, kwargs: dict[str, Any]) -> None:
@@ -165,9 +169,8 @@ class BatchSampling(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc
             raise ValueError(f"a request brings sampling and slot, not {sorted(kwargs)}")
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
-        """What padding has: (6, 1), int32."""
-        args = pack([(Sampling(0.0, 1.0, 1.0, 0), 0)])
-        int32_tensor.copy_(torch.cat([args, torch.tensor([[self.spare]], dtype=torch.int32)]))
+        """What padding has, in each column of (6, columns), int32."""
+        int32_tensor.copy_(self._defaults)
 
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: torch.Tensor) -> torch.Tensor:
         """Write the settings of the requests that get a token in this batch to `arg_storage` (6, most tokens)."""
@@ -177,7 +180,7 @@ class BatchSampling(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc
             if not request.has_new_token:
                 continue
             state = request.state
-            sampling: Sampling = state.logit_processor_kwargs.get("sampling") or Sampling(0.0, 1.0, 1.0, 0)
+            sampling: Sampling = state.logit_processor_kwargs.get("sampling") or GREEDY
             slot = state.logit_processor_kwargs.get("slot", self.spare)
             if slot != self.spare and self._marked.get(slot) != state.request_id:
                 self._mark(slot, state.initial_tokens)
@@ -188,6 +191,9 @@ class BatchSampling(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc
         if jobs:
             args = torch.cat([pack(jobs), torch.tensor([slots], dtype=torch.int32)])
             arg_storage[:, : len(jobs)] = args.to(arg_storage.device)
+        # A batch can have more rows than tokens to choose (padding, prompts that are not read to their end), and what
+        # stood there belongs to other jobs by now.
+        self.fill_defaults(arg_storage[:, len(jobs) : self.spare])
         return arg_storage
 
     def _mark(self, slot: int, tokens: list[int]) -> None:
