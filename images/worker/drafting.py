@@ -84,7 +84,6 @@ class Drafter:
         if prefix:
             self._forward(self._prefix, self._prefix_cache, 1)
 
-    @torch.inference_mode()
     def run(
         self,
         prompt: Sequence[int],
@@ -96,7 +95,9 @@ class Drafter:
         """Answer with at most `new` tokens; each stretch goes to `show`, and it is left once `leave` says so."""
         answer = Drafted()
         started = time.monotonic()
-        shared = bool(self._prefix) and list(prompt[: len(self._prefix)]) == self._prefix and len(prompt) > len(self._prefix)
+        shared = (
+            bool(self._prefix) and list(prompt[: len(self._prefix)]) == self._prefix and len(prompt) > len(self._prefix)
+        )
         cache = copy.deepcopy(self._prefix_cache) if shared else DynamicCache(config=self.network.config)
         text = Lookup(prompt)
         vocabulary = self.network.config.get_text_config(decoder=True).vocab_size
@@ -130,11 +131,11 @@ class Drafter:
         answer.decode_ms = (time.monotonic() - started) * 1000 - answer.prefill_ms
         return answer
 
-    @torch.inference_mode()
     def _forward(self, tokens: Sequence[int], cache: DynamicCache, rows: int) -> torch.Tensor:
         """The scores after the last `rows` tokens: (rows, vocabulary), float32."""
         ids = torch.tensor([list(tokens)], device=self.network.device)
-        logits = self.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=rows).logits
+        with torch.no_grad():
+            logits = self.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=rows).logits
         scores: torch.Tensor = logits[0, -rows:].float()
         return scores
 

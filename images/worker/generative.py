@@ -44,7 +44,9 @@ CPU_KV_TOKENS = 65536  # … and this many tokens at most
 TYPICAL_TOKENS = 4096  # of a job, prompt and answer: by this it is estimated how many run at once
 
 
-def load(prompts: Prompts, model_id: str, weights: Weights, environ: Mapping[str, str], start: Start) -> TransformersEngine:
+def load(
+    prompts: Prompts, model_id: str, weights: Weights, environ: Mapping[str, str], start: Start
+) -> TransformersEngine:
     """Load the model in `weights.folder`; notes the seconds of each phase in `start`. Raises SystemExit, OSError."""
     begun = time.monotonic()
     folder = str(weights.folder)
@@ -76,7 +78,10 @@ def load(prompts: Prompts, model_id: str, weights: Weights, environ: Mapping[str
     kv_bytes = description.kv_bytes(1, network.dtype.itemsize)
     engine = TransformersEngine(chat, network, ends, model, kv_bytes=kv_bytes)
     start.phases["warmup"] = time.monotonic() - begun
-    print(f"loaded {model_id} on {'GPU' if gpu else 'CPU'}, {quantization}, {network.dtype}; {engine.describe()}", flush=True)
+    print(
+        f"loaded {model_id} on {'GPU' if gpu else 'CPU'}, {quantization}, {network.dtype}; {engine.describe()}",
+        flush=True,
+    )
     return engine
 
 
@@ -364,7 +369,9 @@ class _EachToken(StoppingCriteria):  # type: ignore[misc] # transformers has no 
             self.first = time.monotonic()
         self._stop.pass_on(input_ids[0, self._length :].tolist())
         self._length = input_ids.shape[1]
-        return torch.full((input_ids.shape[0],), self._stop.cancelled.is_set(), dtype=torch.bool, device=input_ids.device)
+        return torch.full(
+            (input_ids.shape[0],), self._stop.cancelled.is_set(), dtype=torch.bool, device=input_ids.device
+        )
 
 
 def _kv_tokens(kv_bytes: int) -> int:

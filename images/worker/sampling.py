@@ -202,7 +202,9 @@ class BatchSampling(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc
             self.seen[slot].zero_()
             self.seen[slot, torch.tensor(tokens, device=self.seen.device)] = True
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
+    ) -> torch.Tensor:
         """`input_ids`: (rows), the last token of each; `scores`: (rows, vocabulary)."""
         args = logits_processor_args[:, : scores.shape[0]]
         slots = args[5].long()

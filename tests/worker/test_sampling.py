@@ -141,7 +141,9 @@ def test_there_is_always_a_token(
     scores: list[float], temperature: float, top_p: float, penalty: float, seed: int
 ) -> None:
     row = torch.tensor([scores])
-    found = adjust(row, torch.zeros_like(row, dtype=torch.bool), pack([(Sampling(temperature, top_p, penalty, seed), 9)]))
+    found = adjust(
+        row, torch.zeros_like(row, dtype=torch.bool), pack([(Sampling(temperature, top_p, penalty, seed), 9)])
+    )
     assert not torch.isnan(found).any()
     assert torch.isfinite(found.max())
 
@@ -183,9 +185,7 @@ def in_batch(processor: BatchSampling, requests: list[Request], scores: torch.Te
 def test_a_batch_chooses_as_each_job_would_alone() -> None:
     processor = BatchSampling(4, VOCABULARY, torch.device("cpu"))
     prompts = [[1, 2, 3], [2999, 5], [7] * 9]
-    requests = [
-        Request(State(f"r{at}", ids, sampling=SETTINGS[at], slot=3 - at)) for at, ids in enumerate(prompts)
-    ]
+    requests = [Request(State(f"r{at}", ids, sampling=SETTINGS[at], slot=3 - at)) for at, ids in enumerate(prompts)]
     requests.insert(1, Request(State("reading", [9, 9], sampling=GREEDY, slot=0), has_new_token=False))
     scores = logits(8, rows=3)
     found = in_batch(processor, requests, scores.clone())
@@ -213,7 +213,9 @@ def test_a_slot_s_next_request_starts_afresh() -> None:
     assert (scores[0] == 0.5).nonzero()[:, 0].tolist() == [9]
 
 
-@pytest.mark.parametrize("given_kwargs", [{}, {"sampling": GREEDY}, {"temperature": 0.5, "sampling": GREEDY, "slot": 1}])
+@pytest.mark.parametrize(
+    "given_kwargs", [{}, {"sampling": GREEDY}, {"temperature": 0.5, "sampling": GREEDY, "slot": 1}]
+)
 def test_a_request_brings_just_what_is_applied(given_kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="sampling and slot"):
         BatchSampling(1, 10, torch.device("cpu")).check_kwargs(given_kwargs)
