@@ -1,4 +1,4 @@
-"""What an engine is, and how one is chosen.
+"""What an engine is. start.py chooses and builds one.
 
 An engine answers jobs, several at once. It is built once, before the worker asks for its first job, so that loading a
 model is never paid by a job's execution time. Cancelling the task that awaits `answer` stops the engine's work on it.

@@ -11,10 +11,13 @@ machine.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +26,7 @@ from common.text import clean, sentences, stems
 from common.wire import Job
 from engines import Answer, JobError
 
+CAPACITY = 4  # jobs at once: threads, of which asyncio has at least five
 MAX_SENTENCES = 10
 MAX_PER_SOURCE = 2
 MIN_WORDS = 6  # shorter sentences are headings and fragments
@@ -46,8 +50,14 @@ class Sentence:
     length: int
 
 
+class Cancelled(Exception):
+    """The job is not wanted any more."""
+
+
 class ExtractiveEngine:
     """Answers from the job's sources alone."""
+
+    capacity = CAPACITY
 
     def __init__(self) -> None:
         self.model: dict[str, Any] = {
@@ -57,36 +67,62 @@ class ExtractiveEngine:
             "quantization": "none",
         }
 
-    def answer(self, job: Job, cancelled: threading.Event) -> Answer:
+        self._room = asyncio.Semaphore(CAPACITY)
+
+    async def answer(self, job: Job, emit: Callable[[str], None]) -> Answer:
         """Quote the sentences that answer the job's prompt. Raises JobError without sources to quote."""
         if not job.sources:
             raise JobError("NO_SOURCES", "the extractive engine quotes sources, and the job has none")
-        start = time.monotonic()
-        chosen = choose(job.prompt, collect(job.sources))
-        lines: list[str] = []
-        words = 0
-        finish_reason = "stop"
-        for sentence in chosen:
-            if cancelled.is_set():
-                finish_reason = "cancelled"
-                break
-            words += sentence.length
-            if words > job.max_new_tokens:
-                finish_reason = "length"
-                break
-            lines.append(f"- {sentence.text} [{sentence.source_id}]")
+        cancelled = threading.Event()
+        waiting = time.monotonic()
+        async with self._room:
+            start = time.monotonic()
+            # In a thread, because long sources take seconds and the worker must hear the platform meanwhile.
+            thread = asyncio.ensure_future(asyncio.to_thread(quote, job, cancelled))
+            try:
+                text, whole = await asyncio.shield(thread)
+            except asyncio.CancelledError:
+                cancelled.set()
+                with contextlib.suppress(Cancelled):
+                    await thread
+                raise
+        emit(text)
         return Answer(
-            "\n".join(lines) if chosen else NOTHING_FOUND,
-            finish_reason,  # type: ignore[arg-type]
+            text,
+            "stop" if whole else "length",
+            queue_ms=round((start - waiting) * 1000),
             decode_ms=round((time.monotonic() - start) * 1000),
         )
 
+    def metrics(self) -> dict[str, float]:
+        """There is nothing to tell."""
+        return {}
 
-def collect(sources: list[dict[str, str]]) -> list[Sentence]:
-    """Every sentence of the sources that is long enough to stand alone."""
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+def quote(job: Job, cancelled: threading.Event) -> tuple[str, bool]:
+    """The answer, and whether all of it is there: `max_new_tokens` counts words here. Raises Cancelled."""
+    chosen = choose(job.prompt, collect(job.sources, cancelled), cancelled)
+    if not chosen:
+        return NOTHING_FOUND, True
+    lines: list[str] = []
+    words = 0
+    for sentence in chosen:
+        words += sentence.length
+        if words > job.max_new_tokens:
+            return "\n".join(lines), False
+        lines.append(f"- {sentence.text} [{sentence.source_id}]")
+    return "\n".join(lines), True
+
+
+def collect(sources: list[dict[str, str]], cancelled: threading.Event) -> list[Sentence]:
+    """Every sentence of the sources that is long enough to stand alone. Raises Cancelled."""
     found = []
     for number, source in enumerate(sources):
         for place, text in enumerate(sentences(neutralise(clean(source["text"])))):
+            _check(cancelled)
             words = text.lower().split()
             if len(words) >= MIN_WORDS:
                 held = frozenset(stems(text)) | NEGATIONS.intersection(words)
@@ -94,8 +130,8 @@ def collect(sources: list[dict[str, str]]) -> list[Sentence]:
     return found
 
 
-def choose(question: str, candidates: list[Sentence]) -> list[Sentence]:
-    """The sentences to quote: best first, sentences of one source side by side."""
+def choose(question: str, candidates: list[Sentence], cancelled: threading.Event) -> list[Sentence]:
+    """The sentences to quote: best first, sentences of one source side by side. Raises Cancelled."""
     asked = frozenset(stems(question))
     frequency = Counter(stem for sentence in candidates for stem in sentence.stems & asked)
     held: dict[int, set[str]] = {}
@@ -129,6 +165,7 @@ def choose(question: str, candidates: list[Sentence]) -> list[Sentence]:
     chosen: list[Sentence] = []
     per_source: Counter[int] = Counter()
     while likeness and len(chosen) < MAX_SENTENCES:
+        _check(cancelled)
         # Ties go to the better ranked source, then to the earlier sentence.
         pick = max(likeness, key=lambda s: (scores[s] - penalty * likeness[s], -s.source, -s.place))
         chosen.append(pick)
@@ -140,6 +177,11 @@ def choose(question: str, candidates: list[Sentence]) -> list[Sentence]:
         }
     first = {s.source: position for position, s in reversed(list(enumerate(chosen)))}
     return sorted(chosen, key=lambda s: (first[s.source], s.place))
+
+
+def _check(cancelled: threading.Event) -> None:
+    if cancelled.is_set():
+        raise Cancelled
 
 
 def _likeness(one: Sentence, other: Sentence, asked: frozenset[str]) -> float:

@@ -137,18 +137,18 @@ def _kind(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def to_wire(value: object) -> dict[str, Any]:
+def to_wire(value: object, sent: int = 0) -> dict[str, Any]:
     """Make any answer of the worker valid, bounded JSON: the one function that everything sent passes.
 
     NaN and infinities become null, lone surrogates become U+FFFD, unknown objects their text; an answer that is not an
-    object, or larger than RunPod takes, becomes an error of its own.
+    object, or with the `sent` bytes of its chunks larger than RunPod takes, becomes an error of its own.
     """
     safe = _sanitise(value)
     if not isinstance(safe, dict):
         return error("INTERNAL", f"the worker produced {_kind(safe)} instead of an object")
     if "error" in safe and not isinstance(safe["error"], str):
         safe["error"] = json.dumps(safe["error"], ensure_ascii=False)
-    size = len(json.dumps(safe, ensure_ascii=False).encode())
+    size = wire_size(safe) + sent
     if size > MAX_RESULT_BYTES:
         return error(
             "OUTPUT_TOO_LARGE", f"the answer has {size} bytes, {MAX_RESULT_BYTES} are allowed; lower max_new_tokens"
@@ -156,9 +156,14 @@ def to_wire(value: object) -> dict[str, Any]:
     return safe
 
 
+def wire_size(value: object) -> int:
+    """The bytes of a wire value, with what parts it from the next one in a list."""
+    return len(json.dumps(value, ensure_ascii=False).encode()) + 2
+
+
 def chunks(text: str) -> list[dict[str, Any]]:
     """Text of a streamed answer as wire chunks `{"text"}`, each small enough for the platform."""
-    step = MAX_CHUNK_BYTES // 6  # a character has six bytes at most in JSON that escapes it, and four in UTF-8
+    step = MAX_CHUNK_BYTES // 12  # a character has twelve bytes at most in JSON that escapes it
     safe = _sanitise_text(text)
     return [{"text": safe[at : at + step]} for at in range(0, len(safe), step)]
 

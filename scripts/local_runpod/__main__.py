@@ -23,7 +23,7 @@ from aiohttp import ClientError, ClientSession, web
 from common.files import write_atomic
 from common.problems import OK, TRY_LATER, Problem, run
 from local_runpod.platform import Platform
-from local_runpod.server import Server
+from local_runpod.server import HOLD, Server
 
 ENDPOINT = "local"
 READY_TIMEOUT = 30.0  # seconds
@@ -97,7 +97,7 @@ async def supervise(command: list[str], base_url: str, server: Server) -> None:
 
 async def serve(arguments: argparse.Namespace, key: str) -> None:
     """Serve until SIGTERM or SIGINT."""
-    server = Server(Platform(ENDPOINT, arguments.worker_timeout), key)
+    server = Server(Platform(ENDPOINT, arguments.worker_timeout), key, hold=arguments.hold)
     # Workers hold their requests open; when the server ends they are not waited for.
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
@@ -131,6 +131,9 @@ def main() -> int:
     parser.add_argument("--announce", type=Path, help="write the base URL to this file once the server listens")
     parser.add_argument(
         "--worker-timeout", type=float, default=30.0, help="seconds of silence after which a worker is lost"
+    )
+    parser.add_argument(
+        "--hold", type=float, default=HOLD, help="seconds that a worker's request for jobs is held; RunPod: up to 90"
     )
     parser.add_argument("--print-worker-environment", metavar="URL", help="print the variables of a worker, and end")
     parser.add_argument("--wait", metavar="URL", help="wait until a worker is ready at that server, and end")

@@ -93,7 +93,7 @@ class Fault:
     seconds: float = 1.0
 
 
-# kind: what it does. `route` applies to the first four; the others act on jobs.
+# kind: what it does. `route` applies to the first four; the others act on jobs. `*` is every route of clients.
 FAULT_KINDS = {
     "http": "answer with `status` (and Retry-After: `retry_after`) instead of serving the request",
     "html": "answer 200 with an HTML page, as a proxy in between does",
@@ -107,6 +107,7 @@ FAULT_KINDS = {
     "expire": "forget the next job's result as soon as it is there: /status answers 404",
 }
 ROUTES = ("run", "runsync", "status", "stream", "cancel", "health", "retry", "purge-queue")
+WORKER_ROUTES = ("job-stream", "job-done")
 _ROUTE_FAULTS = ("http", "html", "slow", "lost_answer", "unknown_state")
 
 
@@ -316,8 +317,8 @@ class Platform:
             raise Refused(400, f"unknown key {', '.join(unknown)}; known are {', '.join(Fault.__dataclass_fields__)}")
         if data.get("kind") not in tuple(FAULT_KINDS):
             raise Refused(400, f"unknown kind; known are {', '.join(FAULT_KINDS)}")
-        if data.get("route", "*") not in (*ROUTES, "*"):
-            raise Refused(400, f"unknown route; known are {', '.join(ROUTES)}, *")
+        if data.get("route", "*") not in (*ROUTES, *WORKER_ROUTES, "*"):
+            raise Refused(400, f"unknown route; known are {', '.join((*ROUTES, *WORKER_ROUTES))}, *")
         for key, low, high, kinds in (
             ("times", 1, 10_000, (int,)),
             ("status", 400, 599, (int,)),
@@ -337,7 +338,8 @@ class Platform:
     def take_fault(self, kind: str, route: str | None = None) -> Fault | None:
         """Use up one armed fault of this kind (and route), if there is one."""
         for fault in self.faults:
-            if fault.kind == kind and (route is None or fault.route in ("*", route)):
+            everywhere = fault.route == "*" and route in ROUTES
+            if fault.kind == kind and (route is None or fault.route == route or everywhere):
                 fault.times -= 1
                 if fault.times <= 0:
                     self.faults.remove(fault)

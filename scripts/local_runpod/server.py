@@ -31,17 +31,19 @@ from local_runpod.platform import (
     Refused,
 )
 
-TAKE_HOLD = 2.0  # seconds a job-take request is held open; short, so that a worker that is told to end can end
-STOP_HOLD = 2.0
+HOLD = 2.0  # seconds that a worker's request for jobs, or for jobs to stop, is held open
 SYNC_WAIT_MS = (1_000, 90_000, 300_000)  # least, default, most
 
 
 class Server:
     """The routes over one platform. `changed` wakes the requests that are held open."""
 
-    def __init__(self, platform: Platform, key: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, platform: Platform, key: str, clock: Callable[[], float] = time.monotonic, hold: float = HOLD
+    ) -> None:
         self.platform = platform
         self.key = key
+        self.hold = hold
         self.clock = clock
         self.changed = asyncio.Condition()
         # Called when the `crash` fault strikes, to end a real worker process where this server has started one.
@@ -63,12 +65,16 @@ class Server:
         ]
         for method, route, tail, serve in client:
             app.router.add_route(method, f"{at}/{route}{tail}", self._client_route(route, serve))
-        for route in ("job-take", "job-take-batch"):
-            app.router.add_get(f"{at}/{route}/{{worker}}", self._worker_route(self._take))
-        app.router.add_get(f"{at}/job-stop/{{worker}}", self._worker_route(self._stops))
-        app.router.add_get(f"{at}/ping/{{worker}}", self._worker_route(self._ping))
-        app.router.add_post(f"{at}/job-done/{{worker}}/{{job}}", self._worker_route(self._done))
-        app.router.add_post(f"{at}/job-stream/{{worker}}/{{job}}", self._worker_route(self._chunk))
+        worker: list[tuple[str, str, str, Callable[[web.Request, str], Awaitable[web.StreamResponse]]]] = [
+            ("GET", "job-take", "", self._take),
+            ("GET", "job-take-batch", "", self._take),
+            ("GET", "job-stop", "", self._stops),
+            ("GET", "ping", "", self._ping),
+            ("POST", "job-done", "/{job}", self._done),
+            ("POST", "job-stream", "/{job}", self._chunk),
+        ]
+        for method, name, tail, take in worker:
+            app.router.add_route(method, f"{at}/{name}/{{worker}}{tail}", self._worker_route(name, take))
         app.router.add_route("*", "/__faults__", self._faults)
         return app
 
@@ -95,32 +101,41 @@ class Server:
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
             self._authorise(request, f"Bearer {self.key}")
-            faults = self.platform.route_faults(route)
-            if slow := faults.get("slow"):
-                # Read first, so that the request is served even if the client has left meanwhile, as behind a gateway.
-                await request.read()
-                await asyncio.sleep(slow.seconds)
-            if http := faults.get("http"):
-                return _http_fault(http)
-            if "html" in faults:
-                return web.Response(text="<html><body>Just a moment…</body></html>", content_type="text/html")
-            answer = await serve(request)
-            if "unknown_state" in faults:
-                answer = {"id": answer.get("id"), "status": "WARMING_UP"}
-            if "lost_answer" in faults and request.transport:
-                request.transport.abort()
-            return web.json_response(answer)
+
+            async def answer() -> web.StreamResponse:
+                return web.json_response(await serve(request))
+
+            return await self._with_faults(route, request, answer)
 
         return handle
 
     def _worker_route(
-        self, serve: Callable[[web.Request, str], Awaitable[web.StreamResponse]]
+        self, route: str, serve: Callable[[web.Request, str], Awaitable[web.StreamResponse]]
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
             self._authorise(request, self.key)
-            return await serve(request, request.match_info["worker"])
+            return await self._with_faults(route, request, lambda: serve(request, request.match_info["worker"]))
 
         return handle
+
+    async def _with_faults(
+        self, route: str, request: web.Request, serve: Callable[[], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        faults = self.platform.route_faults(route)
+        if slow := faults.get("slow"):
+            # Read first, so that the request is served even if the client has left meanwhile, as behind a gateway.
+            await request.read()
+            await asyncio.sleep(slow.seconds)
+        if http := faults.get("http"):
+            return _http_fault(http)
+        if "html" in faults:
+            return web.Response(text="<html><body>Just a moment…</body></html>", content_type="text/html")
+        answer = await serve()
+        if "unknown_state" in faults:
+            answer = web.json_response({"id": request.match_info["job"], "status": "WARMING_UP"})
+        if "lost_answer" in faults and request.transport:
+            request.transport.abort()
+        return answer
 
     @contextlib.asynccontextmanager
     async def _change(self) -> AsyncIterator[None]:
@@ -188,7 +203,7 @@ class Server:
         batch = request.query.get("batch_size")
         limit = int(batch) if batch and batch.isdecimal() else 1
         self.platform.seen(worker, self.clock())
-        await self._wait(lambda: bool(self.platform.queue), TAKE_HOLD)
+        await self._wait(lambda: bool(self.platform.queue), self.hold)
         if request.transport is None or request.transport.is_closing():
             return web.Response(status=204)  # the worker has hung up meanwhile: it must not be given a job
         async with self._change():
@@ -200,7 +215,7 @@ class Server:
         return web.json_response(jobs if batch else jobs[0])
 
     async def _stops(self, request: web.Request, worker: str) -> web.StreamResponse:
-        await self._wait(lambda: bool(self.platform.stops.get(worker)), STOP_HOLD)
+        await self._wait(lambda: bool(self.platform.stops.get(worker)), self.hold)
         stops = self.platform.stops_for(worker)
         return web.json_response({"jobsToStop": stops}) if stops else web.Response(status=204)
 

@@ -468,6 +468,9 @@ def test_a_failed_job_is_explained_in_one_clean_line(view: dict[str, Any], says:
         {"synthesis": "x"},
         {"synthesis": "x", "model": "m"},
         {"synthesis": 5, "model": {}},
+        [{"text": "half an "}],
+        [{"synthesis": "", "model": {}}, {"text": "the answer is not the last"}],
+        [[{"synthesis": "", "model": {}}]],
     ],
 )
 def test_an_output_that_is_not_what_the_wire_promises_is_none(output: object) -> None:
@@ -479,6 +482,12 @@ def test_the_output_that_the_wire_promises_is_taken_from_a_completed_job_only() 
     assert jobs.synthesis_of({"status": "COMPLETED", "output": output}) is output
     for state in ("FAILED", "CANCELLED", "TIMED_OUT"):
         assert jobs.synthesis_of({"status": state, "output": output}) is None
+
+
+@pytest.mark.parametrize("before", [[], [{"text": "a "}, {"text": "b"}]])
+def test_of_a_list_the_last_entry_is_the_output(before: list[object]) -> None:
+    output = {"synthesis": "a b", "model": {}}
+    assert jobs.synthesis_of({"status": "COMPLETED", "output": [*before, output]}) is output
 
 
 @pytest.mark.parametrize(

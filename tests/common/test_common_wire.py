@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import wire
-from common.wire import InvalidJob, Job, error, parse_job, to_wire
+from common.wire import InvalidJob, Job, chunks, error, parse_job, to_wire
 
 SOURCE = {"id": "S1", "text": "a text", "label": "Klein et al. (2018)"}
 
@@ -32,6 +32,7 @@ def test_only_the_prompt_is_needed_and_everything_else_has_its_documented_defaul
         "max_new_tokens": 4096,
         "seed": None,
         "stream": False,
+        "fit": False,
         "op": "synthesize",
     }
 
@@ -45,15 +46,17 @@ def test_every_key_reaches_the_job() -> None:
         "repetition_penalty": 2,
         "max_new_tokens": 1,
         "seed": 2**63 - 1,
-        "stream": False,
+        "stream": True,
+        "fit": True,
         "op": "synthesize",
     }
     assert parse_job(sent) == Job(**{**sent, "sources": [SOURCE, {"id": "S2", "text": "b", "label": ""}]})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("op", ["ping", "metrics"])
 @pytest.mark.parametrize("extra", [{}, {"prompt": ""}, {"temperature": "hot"}])
-def test_a_ping_needs_nothing_else(extra: dict[str, object]) -> None:
-    assert parse_job({"op": "ping", **extra}) == Job(op="ping")
+def test_a_question_to_the_worker_itself_needs_nothing_else(op: str, extra: dict[str, object]) -> None:
+    assert parse_job({"op": op, **extra}) == Job(op=op)
 
 
 def test_context_goes_with_an_empty_list_of_sources() -> None:
@@ -94,9 +97,9 @@ def test_a_prompt_arrives_byte_for_byte(text: str) -> None:
         (with_prompt(context={}), "context must be text, not an object"),
         (with_prompt(promt="q"), "unknown key promt; known are prompt, context, sources, temperature"),
         (with_prompt(b=1, a=1), "unknown key a, b;"),
-        (with_prompt(op="train"), "op must be synthesize or ping"),
-        (with_prompt(op=None), "op must be synthesize or ping"),
-        (with_prompt(op=["ping"]), "op must be synthesize or ping"),
+        (with_prompt(op="train"), "op must be synthesize, ping or metrics"),
+        (with_prompt(op=None), "op must be synthesize, ping or metrics"),
+        (with_prompt(op=["ping"]), "op must be synthesize, ping or metrics"),
         (with_prompt(temperature="0.3"), "temperature must be a number, not text"),
         (with_prompt(temperature=None), "temperature must be a number, not null"),
         (with_prompt(temperature=True), "temperature must be a number, not true/false"),
@@ -114,9 +117,11 @@ def test_a_prompt_arrives_byte_for_byte(text: str) -> None:
         (with_prompt(seed=2**63), "seed must be between 0 and"),
         (with_prompt(seed=1.5), "seed must be a whole number"),
         (with_prompt(seed=False), "seed must be a whole number, not true/false"),
-        (with_prompt(stream=True), "stream must be false"),
-        (with_prompt(stream=None), "stream must be false"),
-        (with_prompt(stream=0), "stream must be false"),
+        (with_prompt(stream=None), "stream must be true or false, not null"),
+        (with_prompt(stream=0), "stream must be true or false, not a number"),
+        (with_prompt(stream="true"), "stream must be true or false, not text"),
+        (with_prompt(fit=1), "fit must be true or false, not a number"),
+        (with_prompt(fit={}), "fit must be true or false, not an object"),
         (with_prompt(context="c", sources=[SOURCE]), "send context or sources, not both"),
         (with_prompt(sources=None), "sources must be a list, not null"),
         (with_prompt(sources={"S1": "a"}), "sources must be a list, not an object"),
@@ -193,12 +198,25 @@ def test_an_answer_becomes_strict_json(answer: object, sent: dict[str, object]) 
 def test_the_limit_counts_bytes_and_an_answer_beyond_it_is_an_error(character: str) -> None:
     assert wire.MAX_RESULT_BYTES < 10_000_000  # what RunPod takes
     width = len(character.encode())
-    frame = len(json.dumps({"synthesis": ""}))
+    frame = wire.wire_size({"synthesis": ""})
     most = (wire.MAX_RESULT_BYTES - frame) // width
     assert to_wire({"synthesis": character * most})["synthesis"] == character * most
     refused = to_wire({"synthesis": character * (most + 1)})
     assert refused["error"].startswith("OUTPUT_TOO_LARGE: the answer has ")
     assert "lower max_new_tokens" in refused["error"]
+    assert to_wire({"synthesis": character * (most - 100)}, sent=100 * width)["synthesis"]
+    assert "OUTPUT_TOO_LARGE" in to_wire({"synthesis": character * (most - 100)}, sent=101 * width + width)["error"]
+
+
+@pytest.mark.parametrize("text", ["", "a b", "é" * 500_000, "\x00\u2028" * 200_000, "a\ud800b", "🧪" * 400_000])
+def test_chunks_are_the_text_in_pieces_that_the_platform_takes(text: str) -> None:
+    pieces = chunks(text)
+    assert "".join(piece["text"] for piece in pieces) == text.replace("\ud800", "\ufffd")
+    for piece in pieces:
+        assert piece["text"]
+        assert list(piece) == ["text"]
+        for escaped in (True, False):
+            assert len(json.dumps({"output": piece}, ensure_ascii=escaped).encode()) < 1_000_000
 
 
 @given(st.text(st.characters(), max_size=50) | st.just("x" * 5000))

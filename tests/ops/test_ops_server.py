@@ -105,13 +105,11 @@ class Remote:
 
 
 @pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
+def remote() -> Iterator[Remote]:
     """A server on a free loopback port, in a thread of its own; what is held open is held for 50 ms only."""
-    monkeypatch.setattr(server_module, "TAKE_HOLD", 0.05)
-    monkeypatch.setattr(server_module, "STOP_HOLD", 0.05)
     loop = asyncio.new_event_loop()
     clock = Clock()
-    server = Server(Platform("local", worker_timeout=30), KEY, clock)
+    server = Server(Platform("local", worker_timeout=30), KEY, clock, hold=0.05)
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=0.1)
 
     async def start() -> int:
@@ -264,8 +262,8 @@ def test_a_batch_is_a_list_of_at_most_its_size(remote: Remote) -> None:
     assert [job["id"] for job in remote.worker("GET", "job-take-batch/w?batch_size=3").json] == jobs[3:]
 
 
-def test_a_waiting_worker_gets_a_job_as_soon_as_it_is_there(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "TAKE_HOLD", 15.0)
+def test_a_waiting_worker_gets_a_job_as_soon_as_it_is_there(remote: Remote) -> None:
+    remote.server.hold = 15.0
     took = []
     for _ in range(4):
         waiting = remote.pool.submit(remote.worker, "GET", "job-take/w")
@@ -278,8 +276,8 @@ def test_a_waiting_worker_gets_a_job_as_soon_as_it_is_there(remote: Remote, monk
     assert min(took) < 0.2  # it is woken; looking around twice a second would take longer
 
 
-def test_a_worker_that_has_hung_up_is_given_no_job(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "TAKE_HOLD", 0.5)
+def test_a_worker_that_has_hung_up_is_given_no_job(remote: Remote) -> None:
+    remote.server.hold = 0.5
     with socket.create_connection(("127.0.0.1", remote.port)) as connection:
         request = f"GET /v2/local/job-take/gone HTTP/1.1\r\nHost: x\r\nAuthorization: {KEY}\r\n\r\n"
         connection.sendall(request.encode())
@@ -312,8 +310,8 @@ def test_a_stream_is_drained_chunk_by_chunk(remote: Remote) -> None:
     assert remote.client("GET", f"stream/{job}").json == {"status": "COMPLETED", "stream": []}
 
 
-def test_a_cancelled_job_reaches_its_worker_at_once(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "STOP_HOLD", 15.0)
+def test_a_cancelled_job_reaches_its_worker_at_once(remote: Remote) -> None:
+    remote.server.hold = 15.0
     job = remote.running()
     told = remote.pool.submit(remote.worker, "GET", "job-stop/w")
     with pytest.raises(TimeoutError):
@@ -367,8 +365,8 @@ def test_pings_keep_a_worker_and_silence_loses_it(remote: Remote) -> None:
 # --- runsync ---------------------------------------------------------------------------------------------------------
 
 
-def test_runsync_answers_with_the_finished_job(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "TAKE_HOLD", 15.0)
+def test_runsync_answers_with_the_finished_job(remote: Remote) -> None:
+    remote.server.hold = 15.0
     answer = remote.pool.submit(remote.client, "POST", "runsync", {"input": {"prompt": "q"}})
     job = remote.worker("GET", "job-take/w").json["id"]
     remote.worker("POST", f"job-done/w/{job}", {"output": 7})
@@ -437,9 +435,20 @@ def test_a_request_without_the_key_uses_up_no_fault(remote: Remote) -> None:
     assert remote.client("GET", "health").status == 503
 
 
-def test_workers_are_not_struck_by_route_faults(remote: Remote) -> None:
+@pytest.mark.parametrize(("method", "route"), WORKER_ROUTES)
+def test_workers_are_not_struck_by_a_fault_of_every_route(remote: Remote, method: str, route: str) -> None:
     remote.arm("http")
-    assert remote.worker("GET", "ping/w").status == 200
+    assert remote.worker(method, route, {} if method == "POST" else None).status < 300
+
+
+@pytest.mark.parametrize("route", ["job-stream", "job-done"])
+def test_what_a_worker_sends_can_be_struck(remote: Remote, route: str) -> None:
+    remote.arm("http", route=route, status=500)
+    remote.arm("slow", route=route, seconds=0.2, times=2)
+    assert remote.worker("POST", f"{route}/w/j", {}).status == 500
+    start = time.monotonic()
+    assert remote.worker("POST", f"{route}/w/j", {}).status == 200
+    assert 0.2 <= time.monotonic() - start < 3
 
 
 def test_an_html_page_comes_with_status_200(remote: Remote) -> None:

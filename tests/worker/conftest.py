@@ -174,7 +174,7 @@ class Cloud:
 
 
 @contextmanager
-def run_cloud(folder: Path, script: Path, environment: dict[str, str]) -> Iterator[Cloud]:
+def run_cloud(folder: Path, script: Path | None, environment: dict[str, str], hold: float = 2.0) -> Iterator[Cloud]:
     key = secrets.token_hex(16)
     variables = {
         **{name: value for name, value in os.environ.items() if name not in ("ENGINE", "MODEL_ID", "IMAGE")},
@@ -184,11 +184,11 @@ def run_cloud(folder: Path, script: Path, environment: dict[str, str]) -> Iterat
         "OMP_NUM_THREADS": "1",
         **environment,
     }
-    command = [sys.executable, "-m", "local_runpod", "--announce", str(folder / "url")]
+    command = [sys.executable, "-m", "local_runpod", "--announce", str(folder / "url"), "--hold", str(hold)]
+    if script:
+        command += ["--worker", sys.executable, str(script)]
     with (folder / "log").open("wb") as log, requests.Session() as session:
-        process = subprocess.Popen(
-            [*command, "--worker", sys.executable, str(script)], env=variables, cwd=folder, stdout=log, stderr=log
-        )
+        process = subprocess.Popen(command, env=variables, cwd=folder, stdout=log, stderr=log)
         cloud = Cloud(process, folder, key, session)
         try:
             wait_until((folder / "url").exists, 30, "the start of the local RunPod")
@@ -206,16 +206,16 @@ def run_cloud(folder: Path, script: Path, environment: dict[str, str]) -> Iterat
 
 @pytest.fixture(scope="module")
 def start_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cloud]]:
-    """Starts a local RunPod with the worker of a script: a file beside this one, or handler.py."""
+    """Starts a local RunPod with the worker of a script: a file beside this one, or handler.py; "": without a worker."""
     with ExitStack() as stack:
 
-        def start(script: str = "handler.py", **environment: str) -> Cloud:
-            path = Path(__file__).with_name(script)
+        def start(script: str = "handler.py", hold: float = 2.0, **environment: str) -> Cloud:
+            path = Path(__file__).with_name(script) if script else None
             if script == "handler.py":
                 spec = importlib.util.find_spec("handler")
                 assert spec
                 assert spec.origin
                 path = Path(spec.origin)
-            return stack.enter_context(run_cloud(tmp_path_factory.mktemp("cloud"), path, environment))
+            return stack.enter_context(run_cloud(tmp_path_factory.mktemp("cloud"), path, environment, hold))
 
         yield start

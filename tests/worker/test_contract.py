@@ -55,13 +55,14 @@ def test_run_and_status(extractive: Cloud, prompts: Prompts) -> None:
     assert ended["status"] == "COMPLETED", ended
     assert ended["delayTime"] >= 0
     assert ended["executionTime"] >= 0
-    output = ended["output"]
-    assert output.pop("timings").keys() == {"queue_ms", "prefill_ms", "decode_ms"}
+    (output,) = ended["output"]
+    timings = output.pop("timings")
+    assert timings.keys() - {"cold_start"} == {"queue_ms", "prefill_ms", "decode_ms"}
     assert output == {
         "synthesis": "- Ego depletion is not real, the authors say. [S2]\n"
         "- Ego depletion did not replicate in a large preregistered study. [S1]",
         "finish_reason": "stop",
-        "usage": {"prompt_tokens": 0, "completion_tokens": 0},
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "reasoning_tokens": 0},
         "model": {
             "id": "extractive",
             "revision": None,
@@ -70,20 +71,22 @@ def test_run_and_status(extractive: Cloud, prompts: Prompts) -> None:
             "image": "registry/worker@sha256:1",
         },
         "prompts": prompts.hashes,
+        "dropped_sources": [],
     }
 
 
 def test_runsync(extractive: Cloud) -> None:
     ended = extractive.call("POST", "runsync?wait=90000", {"input": {"prompt": "Ego depletion?", "sources": SOURCES}})
     assert ended["status"] == "COMPLETED", ended
-    assert ended["output"]["synthesis"].startswith("- Ego depletion")
+    assert ended["output"][-1]["synthesis"].startswith("- Ego depletion")
 
 
 def test_ping(extractive: Cloud, prompts: Prompts) -> None:
     ended = extractive.wait(extractive.run({"op": "ping"}))
     assert ended["status"] == "COMPLETED", ended
-    assert ended["output"]["op"] == "ping"
-    assert ended["output"]["prompts"] == prompts.hashes
+    (output,) = ended["output"]
+    assert output["op"] == "ping"
+    assert output["prompts"] == prompts.hashes
 
 
 @pytest.mark.parametrize(
@@ -116,12 +119,17 @@ def test_a_language_model(start_cloud: Callable[..., Cloud], model_folder: Path)
     job = cloud.run({"prompt": "Is it?", "sources": SOURCES, "temperature": 0, "max_new_tokens": 5})
     ended = cloud.wait(job, seconds=110)
     assert ended["status"] == "COMPLETED", ended
-    output = ended["output"]
+    (output,) = ended["output"]
     assert output["synthesis"]
     assert output["finish_reason"] == "length"
     assert output["usage"]["completion_tokens"] == 5
     assert output["model"]["engine"] == "transformers"
     assert output["model"]["image"] is None
+    started = output["timings"]["cold_start"]
+    assert started["weights_from"] == "folder"
+    assert {
+        f"{phase}_ms" for phase in ("python", "locate", "check", "imports", "load", "warmup", "total")
+    } < started.keys()
 
 
 # --- the worker around a stub engine -----------------------------------------------------------------------------------
@@ -137,7 +145,7 @@ def test_a_language_model(start_cloud: Callable[..., Cloud], model_folder: Path)
 def test_a_question_arrives_byte_for_byte(stub: Cloud, question: str) -> None:
     ended = stub.wait(stub.run({"prompt": question, "seed": 2**63 - 1, "context": question}))
     assert ended["status"] == "COMPLETED", ended
-    seen = json.loads(ended["output"]["synthesis"])
+    seen = json.loads(ended["output"][0]["synthesis"])
     assert (seen["prompt"], seen["context"], seen["seed"]) == (question, question, 2**63 - 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import time
 
 import pytest
 
+import extractive
 from common.citations import cited
 from common.prompts import neutralise
 from common.text import clean
@@ -23,13 +25,18 @@ ON_TOPIC = "Ego depletion did not replicate in a large preregistered study of ma
 OFF_TOPIC = "Working memory training transfers poorly to the tests of fluid intelligence."
 
 
-def answer(question: str, *texts: str, tokens: int = 4096, cancelled: bool = False) -> Answer:
-    """The engine's answer from sources S1, S2, … with these texts."""
-    event = threading.Event()
-    if cancelled:
-        event.set()
+def job_of(question: str, *texts: str, tokens: int = 4096) -> Job:
+    """A job with sources S1, S2, … with these texts."""
     sources = [{"id": f"S{n}", "text": text, "label": f"Label {n}"} for n, text in enumerate(texts, 1)]
-    return ExtractiveEngine().answer(Job(prompt=question, sources=sources, max_new_tokens=tokens), event)
+    return Job(prompt=question, sources=sources, max_new_tokens=tokens)
+
+
+def answer(question: str, *texts: str, tokens: int = 4096) -> Answer:
+    """The engine's answer from sources S1, S2, … with these texts; it is what was emitted, too."""
+    emitted: list[str] = []
+    given = asyncio.run(ExtractiveEngine().answer(job_of(question, *texts, tokens=tokens), emitted.append))
+    assert "".join(emitted) == given.text
+    return given
 
 
 def quotes(given: Answer) -> list[tuple[str, str]]:
@@ -195,15 +202,52 @@ def test_max_new_tokens_cuts_between_sentences(tokens: int, lines: int) -> None:
     assert len(quotes(given)) == lines if lines else given.text == ""
 
 
-def test_a_cancelled_job_ends() -> None:
-    given = answer(QUESTION, ON_TOPIC, cancelled=True)
-    assert (given.text, given.finish_reason) == ("", "cancelled")
+def test_a_cancelled_job_ends_within_a_second_and_makes_room() -> None:
+    # as much as a job may hold, which would take long
+    text = " ".join(f"Ego depletion is real in sample {n} of team {n % 7}." for n in range(20_000))
+
+    async def play() -> float:
+        engine = ExtractiveEngine()
+        tasks = [asyncio.create_task(engine.answer(job_of(QUESTION, *[text] * 10), lambda _: None)) for _ in range(2)]
+        await asyncio.sleep(0.3)
+        begun = time.monotonic()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert all(task.cancelled() for task in tasks)
+        took = time.monotonic() - begun
+        assert (await engine.answer(job_of(QUESTION, ON_TOPIC), lambda _: None)).text
+        return took
+
+    assert asyncio.run(play()) < 1
+
+
+def test_no_more_jobs_run_at_once_than_the_capacity_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[int] = []
+    most = []
+
+    def slow(job: Job, cancelled: threading.Event) -> tuple[str, bool]:
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+        return "- a", True
+
+    monkeypatch.setattr(extractive, "quote", slow)
+
+    async def play() -> list[Answer]:
+        engine = ExtractiveEngine()
+        return await asyncio.gather(*[engine.answer(job_of(QUESTION, ON_TOPIC), lambda _: None) for _ in range(10)])
+
+    answers = asyncio.run(play())
+    assert max(most) == ExtractiveEngine.capacity
+    assert max(given.queue_ms for given in answers) >= 90, "the last ones have waited for two others"
 
 
 def test_the_same_job_gives_the_same_answer_in_every_process() -> None:
     # Three sentences of one source whose words weigh just the same: only a last digit could part them.
     program = (
-        "import threading\n"
+        "import asyncio\n"
         "from common.wire import Job\n"
         "from extractive import ExtractiveEngine\n"
         "words = [[f'{group}{n}{group}' for group in 'abc'] for n in range(16)]\n"
@@ -211,7 +255,7 @@ def test_the_same_job_gives_the_same_answer_in_every_process() -> None:
         "rest = '. '.join(f'Filler x{n}x{m} y{n}y{m} ' + ' '.join(words[n]) for n in range(16) for m in range(n))\n"
         "sources = [{'id': f'S{n}', 'text': text + '.', 'label': ''} for n, text in enumerate((ties, rest), 1)]\n"
         "job = Job(prompt=' '.join(sum(words, [])), sources=sources)\n"
-        "print(ExtractiveEngine().answer(job, threading.Event()).text)\n"
+        "print(asyncio.run(ExtractiveEngine().answer(job, lambda text: None)).text)\n"
     )
     outputs = {
         subprocess.run(
