@@ -525,7 +525,8 @@ def _explained(
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
     response = getattr(cause, "response", None)
     status = 0 if response is None else int(response.status_code)
-    allowed = f"{'give' if token else 'if it is private, set'} HF_TOKEN {'' if token else 'to '}a token that may read it"
+    to_read = "set HF_TOKEN to a token that may read it"
+    allowed = to_read if token else f"if it is private, {to_read}"
     if isinstance(error, _PassedOver):
         what = f"{model_id} as it is on the Hub cannot be used: {error}; publish the whole model again"
     elif isinstance(cause, errors.GatedRepoError):

@@ -124,6 +124,25 @@ def test_no_text_of_the_prompts_is_in_code() -> None:
                 assert not re.search(r"\byou are an? \w+ (tool|assistant|expert)", said, re.I), where
 
 
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+def test_the_workers_page_names_each_error_and_each_variable() -> None:
+    page = (ROOT / "docs" / "worker.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in PYTHON if path.parent.name in ("worker", "common"))
+    raised = set(re.findall(r'(?:JobError|\berror)\(\s*"([A-Z_]{5,})"', code))
+    assert raised >= {"INVALID_INPUT", "INPUT_TOO_LONG", "INTERNAL"}
+    assert set(re.findall(r"^\| `([A-Z_]{5,})` \| .* \| .* \|$", page, re.MULTILINE)) == raised
+    (passed,) = re.findall(r'^  worker\) keys="([A-Z_ ]+)"', (ROOT / "scripts" / "run").read_text(), re.MULTILINE)
+    table = page.partition("## Environment")[2].partition("## The wire")[0]
+    assert set(re.findall(r"`([A-Z_]{5,})`", "".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)))) == {
+        *passed.split(),
+        "HF_HOME",
+    }
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert [name for name in passed.split() if not re.search(rf"^{name}=", example, re.MULTILINE)] == []
+
+
 # --- Dockerfiles -----------------------------------------------------------------------------------------------------
 
 

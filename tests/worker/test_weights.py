@@ -657,7 +657,7 @@ def test_a_private_model_needs_the_token(hub: Hub, environ: dict[str, str], tmp_
         WeightsError, match="check MODEL_ID; if it is private, set HF_TOKEN to a token that may read it"
     ):
         locate(MODEL, COMMIT, environ)
-    with pytest.raises(WeightsError, match="give HF_TOKEN a token that may read it") as refused:
+    with pytest.raises(WeightsError, match="check MODEL_ID; set HF_TOKEN to a token that may read it") as refused:
         locate(MODEL, COMMIT, environ | {"HF_TOKEN": "hf_wrong"})
     assert "hf_wrong" not in str(refused.value)
     assert locate(MODEL, COMMIT, environ | {"HF_TOKEN": "hf_right"}).source == "hub"
