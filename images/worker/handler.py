@@ -28,7 +28,7 @@ from start import Unfit, build, process_seconds
 
 STOP_SECONDS = 8.0  # Docker kills 10 s after SIGTERM
 DELIVER_SECONDS = 5.0  # beyond that, for results to reach the platform
-LAST_RESORT_SECONDS = 10.0  # beyond that; a thread that hangs in a driver would keep the process for ever
+LAST_RESORT_SECONDS = 30.0  # beyond that; a thread that hangs in a driver would keep the process for ever
 QUIET_SECONDS = 0.3  # the SDK begins a job within 0.1 s after it has fetched it
 CHUNK_SECONDS = 0.05  # between two chunks of a job at least: each is a request to the platform
 STOPPED = "the worker is being stopped; send the job again"
@@ -58,7 +58,8 @@ class Handler:
         self._jobs: set[asyncio.Task[Any]] = set()
         self._refreshing: set[asyncio.Task[Any]] = set()
         self._loops: set[asyncio.Task[Any]] = set()
-        self._stop_fetching: Callable[[], object] = lambda: None
+        self._shut_down: Callable[[], object] = lambda: None  # the SDK's own answer to SIGTERM
+        self._asked = 0.0  # when the SDK was last about to fetch jobs
         self._ending: asyncio.Task[None] | None = None
 
     # --- jobs --------------------------------------------------------------------------------------------------------
@@ -159,20 +160,22 @@ class Handler:
 
     def _concurrency(self, current: int) -> int:
         """How many jobs the SDK may hold. It asks before each time that it fetches jobs."""
+        self._asked = asyncio.get_running_loop().time()
         if not self._loops:
             self._meet_signals()
-        return max(2, 2 * self.engine.capacity)
+        # With another limit than before it first waits until it holds no job: so it fetches none while this one stops.
+        return current + 1 if self.stopping else max(2, 2 * self.engine.capacity)
 
     def _meet_signals(self) -> None:
         """Called in the SDK's event loop once its own signal handlers are set and before the first job is there.
 
-        The SDK's answer to SIGTERM is to begin what it holds and still gets, to wait for all jobs however long they take,
-        and for its requests, which the platform holds up to 90 s. Ours calls it, and sees to an end.
+        At SIGTERM the SDK leaves jobs that it still gets lying, and waits for those at work however long they take and for
+        its requests, which the platform holds up to 90 s. So it hears of the signal only when all is done.
         """
         self._loops = asyncio.all_tasks()
         theirs = signal.getsignal(signal.SIGTERM)
         if callable(theirs):
-            self._stop_fetching = lambda: theirs(signal.SIGTERM, None)
+            self._shut_down = lambda: theirs(signal.SIGTERM, None)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stop)
 
@@ -181,7 +184,6 @@ class Handler:
         if self.stopping:
             return
         self.stopping = True
-        self._stop_fetching()
         last_resort = self._stop_seconds + DELIVER_SECONDS + LAST_RESORT_SECONDS
         faulthandler.dump_traceback_later(last_resort, exit=True, file=sys.__stderr__ or 2)
         loop = asyncio.get_running_loop()
@@ -195,10 +197,14 @@ class Handler:
     async def _end(self) -> None:
         loop = asyncio.get_running_loop()
         limit = loop.time() + self._stop_seconds + DELIVER_SECONDS
-        await asyncio.sleep(QUIET_SECONDS)
-        while self._jobs and loop.time() < limit:
-            await asyncio.wait(self._jobs, timeout=limit - loop.time())
-            await asyncio.sleep(QUIET_SECONDS)
+        while (now := loop.time()) < limit:
+            if self._jobs:
+                await asyncio.wait(self._jobs, timeout=limit - now)
+            elif now < self._asked + QUIET_SECONDS:  # it may have come with jobs, which are not begun yet
+                await asyncio.sleep(self._asked + QUIET_SECONDS - now)
+            else:
+                break
+        self._shut_down()
         for task in self._loops:
             task.cancel()
 
