@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,8 +117,8 @@ def test_the_log_holds_no_question(extractive: Cloud) -> None:
 
 def test_a_language_model(start_cloud: Callable[..., Cloud], model_folder: Path) -> None:
     cloud = start_cloud(ENGINE="transformers", MODEL_ID=str(model_folder))
-    job = cloud.run({"prompt": "Is it?", "sources": SOURCES, "temperature": 0, "max_new_tokens": 5})
-    ended = cloud.wait(job, seconds=110)
+    data = {"prompt": "Is it?", "sources": SOURCES, "temperature": 0, "max_new_tokens": 5}
+    ended = cloud.wait(cloud.run(data), seconds=110)
     assert ended["status"] == "COMPLETED", ended
     (output,) = ended["output"]
     assert output["synthesis"]
@@ -130,6 +131,21 @@ def test_a_language_model(start_cloud: Callable[..., Cloud], model_folder: Path)
     assert {
         f"{phase}_ms" for phase in ("python", "locate", "check", "imports", "load", "warmup", "total")
     } < started.keys()
+    streamed = cloud.wait(cloud.run({**data, "stream": True}))
+    *chunks, last = streamed["output"]
+    assert "".join(chunk["text"] for chunk in chunks) == last["synthesis"] == output["synthesis"]
+    assert "cold_start" not in last["timings"]
+    long = cloud.run({**data, "max_new_tokens": 1500, "stream": True})
+    cloud.wait(long, "IN_PROGRESS")
+    time.sleep(0.5)
+    cloud.call("POST", f"cancel/{long}")
+    end = time.monotonic() + 5
+    numbers = ""
+    while 'open_synthesis_jobs_total{code="CANCELLED"} 1.0' not in numbers:
+        assert time.monotonic() < end, numbers
+        (told,) = cloud.wait(cloud.run({"op": "metrics"}))["output"]
+        numbers = told["metrics"]
+    assert "open_synthesis_engine_batch_size " in numbers
 
 
 # --- the worker around a stub engine -----------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from common.wire import Job
 from engines import Answer, Engine, JobError, Start
 from extractive import ExtractiveEngine
 from handler import Handler
+from local_runpod.__main__ import worker_environment
 
 MODEL = {"id": "stub", "revision": "r1", "engine": "extractive", "quantization": "none"}
 ANSWER = Answer(
@@ -724,3 +725,24 @@ def test_without_a_platform_the_sentence_is_printed_and_the_worker_ends(tmp_path
 def test_the_limits_of_the_platform_are_kept() -> None:
     assert wire.MAX_RESULT_BYTES < 10_000_000
     assert wire.MAX_CHUNK_BYTES < 1_000_000
+
+
+def test_under_the_platform_the_sdk_ends_a_worker_that_is_not_fit(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        **worker_environment("http://127.0.0.1:9", "unfit", "key"),
+        "ENGINE": "transformers",
+        "MODEL_ID": str(tmp_path / "none"),
+    }
+    script = Path(handler_module.__file__)
+    ended = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=script.parents[2],
+    )
+    assert ended.returncode == 1
+    assert "Fitness check failed: weights | RuntimeError: the model's folder" in ended.stdout
+    assert "Traceback" not in ended.stdout + ended.stderr
