@@ -22,6 +22,7 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.requests import RequestStatus
 
+import paged_attention
 from engines import JobError
 from sampling import GREEDY, BatchSampling, Sampling
 
@@ -116,6 +117,8 @@ class Batch:
         gpu = network.device.type == "cuda"
         flash = str(network.config._attn_implementation).startswith("flash_attention")
         self.page = GPU_PAGE if flash else PAGE
+        if not gpu:
+            paged_attention.install()
         vocabulary = network.config.get_text_config(decoder=True).vocab_size
         self._sampling = BatchSampling(slots, vocabulary, network.device)
         config = ContinuousBatchingConfig(
