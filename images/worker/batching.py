@@ -32,6 +32,7 @@ GPU_PAGE, PAGE = 256, 32  # tokens; flash attention reads pages of 256, and smal
 GPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 512  # tokens in a forward pass: what a long prompt may delay the others by
 GPU_MEMORY = 0.8  # of what is free once the model is loaded; the rest is for activations
 STOP_SECONDS = 10.0
+LOOK_SECONDS = 2.0  # between two looks at whether the batch's thread is still there
 LEAST_LIKELY = 1.0  # how much less likely, in nats, the batch's token may be than the model's own choice
 
 
@@ -195,10 +196,10 @@ class Batch:
                 sampling=sampling,
                 slot=slot,
             ):
-                raise failure(self._fatal() or "the batch has ended")
+                raise failure(await self._why_ended())
             shown = 0
             while True:
-                output = await outputs.get()
+                output = await self._next(outputs)
                 if output.status == RequestStatus.FAILED:
                     raise failure(self._fatal() or output.error)
                 if show and len(output.generated_tokens) > shown:
@@ -218,6 +219,23 @@ class Batch:
             prefill_ms=(times[0] - begun) * 1000,
             decode_ms=(times[-1] - times[0]) * 1000,
         )
+
+    async def _next(self, outputs: asyncio.Queue[Any]) -> Any:
+        """The next output of a request. One that was sent in the moment in which the thread ended would wait for ever."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):  # (wait_for can swallow a cancellation in Python 3.11)
+                    return await outputs.get()
+            if not self._manager.is_running() and outputs.empty():
+                raise failure(await self._why_ended())
+
+    async def _why_ended(self) -> object:
+        # The thread refuses requests a moment before it notes why.
+        for _ in range(100):
+            if error := self._fatal():
+                return error
+            await asyncio.sleep(0.01)
+        return "the batch has ended"
 
     def _forget_strays(self) -> None:
         # What came for jobs that had been cancelled meanwhile.

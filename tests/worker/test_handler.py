@@ -705,7 +705,12 @@ def test_a_machine_that_is_not_fit_is_named_and_nothing_is_loaded(
 
 
 def test_without_a_platform_the_sentence_is_printed_and_the_worker_ends(tmp_path: Path) -> None:
-    environment = {**os.environ, "ENGINE": "transformers", "MODEL_ID": str(tmp_path / "none")}
+    environment = {
+        **os.environ,
+        "ENGINE": "transformers",
+        "MODEL_ID": str(tmp_path / "none"),
+        "PROMPTS_DIR": str(Path(__file__).parents[2] / "prompts"),
+    }
     environment.pop("RUNPOD_WEBHOOK_GET_JOB", None)
     script = Path(handler_module.__file__)
     ended = subprocess.run(
@@ -714,7 +719,7 @@ def test_without_a_platform_the_sentence_is_printed_and_the_worker_ends(tmp_path
         capture_output=True,
         text=True,
         check=False,
-        cwd=script.parents[2],
+        cwd=tmp_path,
     )
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
@@ -733,6 +738,7 @@ def test_under_the_platform_the_sdk_ends_a_worker_that_is_not_fit(tmp_path: Path
         **worker_environment("http://127.0.0.1:9", "unfit", "key"),
         "ENGINE": "transformers",
         "MODEL_ID": str(tmp_path / "none"),
+        "PROMPTS_DIR": str(Path(__file__).parents[2] / "prompts"),
     }
     script = Path(handler_module.__file__)
     ended = subprocess.run(
@@ -741,7 +747,7 @@ def test_under_the_platform_the_sdk_ends_a_worker_that_is_not_fit(tmp_path: Path
         capture_output=True,
         text=True,
         check=False,
-        cwd=script.parents[2],
+        cwd=tmp_path,
     )
     assert ended.returncode == 1
     assert "Fitness check failed: weights | RuntimeError: the model's folder" in ended.stdout
