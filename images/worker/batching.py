@@ -30,6 +30,7 @@ SLOTS = 64  # jobs in one batch at most
 OVERTAKES = 16  # how often smaller jobs may go before one that waits for memory
 GPU_PAGE, PAGE = 256, 32  # tokens; flash attention reads pages of 256, and smaller ones share more of a prompt
 GPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 512  # tokens in a forward pass: what a long prompt may delay the others by
+SPARE = 0.1  # of the KV memory
 GPU_MEMORY = 0.8  # of what is free once the model is loaded; the rest is for activations
 STOP_SECONDS = 10.0
 LOOK_SECONDS = 2.0  # between two looks at whether the batch's thread is still there
@@ -132,8 +133,9 @@ class Batch:
             max_blocks_per_request=2 * math.ceil(window / self.page / 2) + 2 if flash else None,
             # Nothing is fetched at run time: the attention is the one that the model was loaded with.
             auto_switch_to_flash=False,
-            # Jobs are admitted here, with all the memory that they can need.
-            safety_margin=0.0,
+            # With less free than that, pages that are kept for prompts to come are given up. (Jobs have been admitted
+            # with all the memory that they can need.)
+            safety_margin=SPARE,
         )
         try:
             self._manager = network.init_continuous_batching(

@@ -255,6 +255,31 @@ def test_a_long_job_does_not_starve_short_ones(engine: TransformersEngine) -> No
     run(story())
 
 
+def test_pages_kept_for_later_give_way(model_folder: Path, prompts: Prompts) -> None:
+    engine = small(model_folder, prompts, kv_tokens=2048)
+    try:
+        assert engine.batch
+        engine.drafter = None
+        scheduler = engine.batch._manager.batch_processor.scheduler
+        long = Job(prompt="Is it?", context="It is.", temperature=0, max_new_tokens=1100)
+
+        async def story() -> int:
+            first = asyncio.create_task(engine.answer(long, lambda text: None))
+            done = 0
+            for number in range(25):
+                # Each leaves whole pages behind that no other job shares.
+                job = Job(prompt=f"{number} " * 40, context="It is.", temperature=0, max_new_tokens=2)
+                await engine.answer(job, lambda text: None)
+                done += not first.done()
+                assert not scheduler.starved_requests
+            assert (await first).completion_tokens == 1100
+            return done
+
+        assert run(story()) >= 20, "short jobs did not wait for the long one"
+    finally:
+        engine.close()
+
+
 def test_a_prompt_that_cannot_fit_says_by_how_much(model_folder: Path, prompts: Prompts) -> None:
     engine = small(model_folder, prompts, kv_tokens=512)
     try:
