@@ -75,21 +75,29 @@ equally little [S3]. Neither camp disputes how scarce raw files from before 2010
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured. `new`: tokens of an answer."""
+    """How much is measured. `new`: tokens of an answer. `rounds`: of what takes seconds; `long_rounds`: of what takes a
+    minute, as many jobs at once without a GPU."""
 
     shape: str
     jobs: tuple[int, ...]
     new: int
     rounds: int
+    long_rounds: int
     quick: bool
+
+    def rounds_of(self, jobs: int) -> int:
+        """In how many rounds so many jobs at once are measured."""
+        return self.rounds if jobs == 1 else self.long_rounds
 
 
 def plan(shape: str | None, quick: bool, gpu: bool) -> Plan:
     """The plan for this machine."""
     name = shape or ("qwen3-8b" if gpu else "small")
     if quick:
-        return Plan(shape or ("small" if gpu else "tiny"), (1, 4), 8, 1, True)
-    return Plan(name, (1, 4, 16, 64), 256, 3, False) if gpu else Plan(name, (1, 4, 16), 48, 3, False)
+        return Plan(shape or ("small" if gpu else "tiny"), (1, 4), 8, 1, 1, True)
+    if gpu:
+        return Plan(name, (1, 4, 16, 64), 256, 3, 3, False)
+    return Plan(name, (1, 4, 16), 48, 3, 2, False)
 
 
 def on_gpu() -> bool:
@@ -268,7 +276,8 @@ async def throughput(model: Path, folder: Path, settings: Plan, quantization: st
     where = circumstances(settings, quantization)
     guide = Path(__file__).with_name("guide_handler.py")
     seconds: dict[tuple[str, int], list[float]] = {}
-    first: dict[str, list[float]] = {"alone": [], "last of 16": []}
+    first: dict[str, list[float]] = {"alone": [], "last": []}
+    last = 16 if 16 in settings.jobs else max(settings.jobs)
     prompt_tokens: list[int] = []
     async with (
         side("ours", Path(str(handler.__file__)), folder, environment) as ours,
@@ -278,22 +287,20 @@ async def throughput(model: Path, folder: Path, settings: Plan, quantization: st
             await each.at_once(jobs_of(4, 0, 4))
             await each.at_once(jobs_of(1, 0, 4))
         for round_ in range(1, settings.rounds + 1):
-            for number in settings.jobs:
+            for number in [number for number in settings.jobs if round_ <= settings.rounds_of(number)]:
                 found: dict[str, list[Result]] = {}
                 for each in (ours, theirs)[:: 1 if round_ % 2 else -1]:
                     found[each.name] = await each.at_once(jobs_of(number, round_, settings.new))
                     seconds.setdefault((each.name, number), []).append(max(one.seconds for one in found[each.name]))
                 for mine, other in zip(found["ours"], found["guide"], strict=True):
-                    if (mine.prompt_tokens, mine.tokens) != (
-                        other.prompt_tokens,
-                        other.tokens,
-                    ) or mine.tokens != settings.new:
+                    done = (mine.prompt_tokens, mine.tokens), (other.prompt_tokens, other.tokens)
+                    if set(done) != {(mine.prompt_tokens, settings.new)}:
                         sys.exit(f"bench/worker.py: the sides did not do the same work: {mine}, {other}")
                     prompt_tokens.append(mine.prompt_tokens)
-            one, *others = jobs_of(16 if 16 in settings.jobs else max(settings.jobs), -round_, settings.new)
-            first["alone"].append(await ours.first_text(one, []))
-            one, *others = jobs_of(len(others) + 1, -10 * round_, settings.new)
-            first["last of 16"].append(await ours.first_text(one, others))
+            first["alone"].append(await ours.first_text(jobs_of(1, -round_, settings.new)[0], []))
+            if round_ <= settings.rounds_of(last):
+                one, *others = jobs_of(last, -10 * round_, settings.new)
+                first["last"].append(await ours.first_text(one, others))
     for number in settings.jobs:
         mine_, others_ = seconds["ours", number], seconds["guide", number]
         tokens = number * settings.new
@@ -301,7 +308,7 @@ async def throughput(model: Path, folder: Path, settings: Plan, quantization: st
             "throughput",
             where,
             jobs=number,
-            rounds=settings.rounds,
+            rounds=len(mine_),
             prompt_tokens=[min(prompt_tokens), max(prompt_tokens)],
             new_tokens=settings.new,
             ours_seconds=statistics.median(mine_),
@@ -310,18 +317,17 @@ async def throughput(model: Path, folder: Path, settings: Plan, quantization: st
             guide_tokens_per_second=tokens / statistics.median(others_),
             ratio=ratio(others_, mine_),
         )
-    last = 16 if 16 in settings.jobs else max(settings.jobs)
     show(
         "first text",
         where,
-        rounds=settings.rounds,
+        rounds=[len(first["alone"]), len(first["last"])],
         jobs=last,
         ours_alone_seconds=statistics.median(first["alone"]),
         guide_alone_seconds=statistics.median(seconds["guide", 1]),
         ratio_alone=ratio(seconds["guide", 1], first["alone"]),
-        ours_last_seconds=statistics.median(first["last of 16"]),
+        ours_last_seconds=statistics.median(first["last"]),
         guide_last_seconds=statistics.median(seconds["guide", last]),
-        ratio_last=ratio(seconds["guide", last], first["last of 16"]),
+        ratio_last=ratio(seconds["guide", last], first["last"]),
     )
 
 
@@ -474,7 +480,7 @@ def engine_part(model: Path, settings: Plan, quantization: str) -> None:
     size, parameters = bytes_per_token(engine.network)
     tokens = 16 if settings.quick else 4 * settings.new // 3
     bandwidths, seconds = [], []
-    for round_ in range(1 if settings.quick else 5):
+    for round_ in range(settings.rounds):
         job = Job(
             prompt=f"Which findings replicate? ({round_})", sources=sources(7 * round_, round_), max_new_tokens=tokens
         )
@@ -566,7 +572,7 @@ def drafts_part(model: Path, settings: Plan, quantization: str) -> None:
         engine.close()
         return
     job = Job(prompt="Which findings replicate?", sources=sources(11, 3, 4), seed=5)
-    prompt, answers = recorded(engine, job, 24 if settings.quick else 180)
+    prompt, answers = recorded(engine, job, 24 if settings.quick else 110)
     sampling = Sampling(job.temperature, job.top_p, job.repetition_penalty, 5)
     draft = drafting.DRAFT
 
@@ -596,7 +602,7 @@ def drafts_part(model: Path, settings: Plan, quantization: str) -> None:
         taken: dict[str, list[float]] = {"drafts": [], "plain": [], "batch": []}
         passes: dict[str, int] = {}
         with forced(engine.network, prompt, tokens):
-            for round_ in range(1 if settings.quick else 5):
+            for round_ in range(settings.rounds):
                 for way in list(taken)[:: 1 if round_ % 2 else -1]:
                     same, seconds, passes[way] = run(way, len(tokens))
                     if same != tokens:
@@ -666,7 +672,7 @@ def compile_part(model: Path, settings: Plan, quantization: str) -> None:
     run(False)
     taken: dict[bool, list[float]] = {True: [], False: []}
     texts: dict[bool, list[int]] = {}
-    for round_ in range(1 if settings.quick else 5):
+    for round_ in range(settings.rounds):
         for compiled in (True, False)[:: 1 if round_ % 2 else -1]:
             texts[compiled], seconds = run(compiled)
             taken[compiled].append(seconds)
@@ -733,7 +739,10 @@ def measure(settings: Plan, quantizations: Sequence[str], parts: Sequence[str]) 
                 continue
             for quantization in quantizations:
                 if part == "throughput":
-                    asyncio.run(throughput(model, folder, settings, quantization))
+                    # Without a GPU, NF4 is there to be tried, not to be used: the two ends will do.
+                    ends = replace(settings, jobs=(settings.jobs[0], settings.jobs[-1]), rounds=1, long_rounds=1)
+                    less = quantization == "nf4" and not on_gpu()
+                    asyncio.run(throughput(model, folder, ends if less else settings, quantization))
                 elif part != "compile" or quantization == "none":  # `generate` never compiles NF4
                     child(part, model, settings, quantization)
             print(f"{part}: {time.monotonic() - started:.0f} s since the start", file=sys.stderr, flush=True)
