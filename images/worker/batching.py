@@ -21,6 +21,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.requests import RequestStatus
+from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
 import paged_attention
 from engines import JobError
@@ -30,7 +31,6 @@ SLOTS = 64  # jobs in one batch at most
 OVERTAKES = 16  # how often smaller jobs may go before one that waits for memory
 GPU_PAGE, PAGE = 256, 32  # tokens; flash attention reads pages of 256, and smaller ones share more of a prompt
 GPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 512  # tokens in a forward pass: what a long prompt may delay the others by
-SPARE = 0.1  # of the KV memory
 GPU_MEMORY = 0.8  # of what is free once the model is loaded; the rest is for activations
 STOP_SECONDS = 10.0
 LOOK_SECONDS = 2.0  # between two looks at whether the batch's thread is still there
@@ -39,6 +39,35 @@ LEAST_LIKELY = 1.0  # how much less likely, in nats, the batch's token may be th
 
 class Unsupported(Exception):
     """This model cannot be batched; the message says why."""
+
+
+class AdmittedScheduler(FIFOScheduler):  # type: ignore[misc] # transformers has no types here
+    """For jobs that Room has admitted with all the memory that they can come to need: none of them is held back."""
+
+    def clear_cancelled_requests(self) -> list[Any]:
+        """Forget what was cancelled. A pass that is still running may hold such a request, whose pages are gone: marked
+        as finished it is passed over when that pass ends."""
+        cancelled: list[Any] = super().clear_cancelled_requests()
+        for state in cancelled:
+            state._status = RequestStatus.FINISHED
+        return cancelled
+
+    def _try_to_meet_safety_margin(self) -> bool:
+        """Give up pages that are kept for prompts to come where those to be read now, and a token of each job, may not
+        fit beside them. (transformers gives them up once a share of the memory is used, and holds back prompts then.)"""
+        cache = self.cache
+        cache.pool.try_to_free_sectors()
+        page = min(allocator.tokens_per_page for allocator in cache.cache_allocators.values())
+        reading = [*self.waiting_requests.values(), *self.active_requests.values()]
+        needed = sum(
+            1 + math.ceil(min(len(state.remaining_prefill_tokens), cache.max_batch_tokens) / page) for state in reading
+        )
+        if cache.compute_free_capacity() * cache.num_blocks < needed and cache.evict_cached_blocks():
+            cache.pool.try_to_free_sectors()
+        return True
+
+
+SCHEDULER_MAPPING["admitted"] = AdmittedScheduler
 
 
 @dataclass
@@ -113,9 +142,23 @@ class Done:
 class Batch:
     """One model's batch."""
 
-    def __init__(self, network: Any, ends: Sequence[int], window: int, *, kv_tokens: int, slots: int = SLOTS) -> None:
+    def __init__(
+        self,
+        network: Any,
+        ends: Sequence[int],
+        window: int,
+        *,
+        kv_tokens: int,
+        slots: int = SLOTS,
+        memory: float = GPU_MEMORY,
+    ) -> None:
         """Makes the KV memory and starts the manager's thread. `kv_tokens`: the memory's size without a GPU; with one it
-        is what is free. Raises Unsupported where this model cannot be batched, torch.OutOfMemoryError."""
+        is the share `memory` of what is free. Raises Unsupported where this model cannot be batched, and
+        torch.OutOfMemoryError."""
+        if network.config._attn_implementation == "eager":
+            raise Unsupported("transformers has no other attention for it than the eager one")
+        if len(set(getattr(network, "hf_device_map", {}).values())) > 1:
+            raise Unsupported("it is spread over several devices, and the pages lie on one")
         gpu = network.device.type == "cuda"
         flash = str(network.config._attn_implementation).startswith("flash_attention")
         self.page = GPU_PAGE if flash else PAGE
@@ -127,15 +170,16 @@ class Batch:
             page_size=self.page,
             num_blocks=None if gpu else math.ceil(kv_tokens / self.page),
             max_batch_tokens=GPU_BATCH_TOKENS if gpu else BATCH_TOKENS,
-            max_memory_percent=GPU_MEMORY,
+            max_memory_percent=memory,
             max_requests_per_batch=slots,
             # For the fast path of decoding; asked for where there is none, it only makes transformers warn.
             max_blocks_per_request=2 * math.ceil(window / self.page / 2) + 2 if flash else None,
             # Nothing is fetched at run time: the attention is the one that the model was loaded with.
             auto_switch_to_flash=False,
-            # With less free than that, pages that are kept for prompts to come are given up. (Jobs have been admitted
-            # with all the memory that they can need.)
-            safety_margin=SPARE,
+            # Graphs for decoding alone, one for each power of two of jobs. Those of prompts would be as many as there are
+            # lengths, and are never given up.
+            use_cuda_graph=(False, True) if flash else None,
+            scheduler_type="admitted",
         )
         try:
             self._manager = network.init_continuous_batching(
@@ -164,10 +208,17 @@ class Batch:
         request = self._manager.add_request(ids, max_new_tokens=1, sampling=GREEDY, slot=0)
         result = self._manager.get_result(request, timeout=600)
         if result is None or result.status == RequestStatus.FAILED:
-            raise Unsupported(f"a trial failed ({result.error if result else self._fatal() or 'no answer'})")
-        with torch.inference_mode():
-            output = network(input_ids=torch.tensor([ids], device=network.device), logits_to_keep=1, use_cache=False)
-        scores = output.logits[0, -1].float()
+            problem = str(result.error if result else self._fatal() or "no answer")
+            if "out of memory" in problem:
+                raise torch.OutOfMemoryError(problem)
+            raise Unsupported(f"a trial failed: {problem}")
+        try:
+            with torch.inference_mode():
+                scores = network(input_ids=torch.tensor([ids], device=network.device)).logits[0, -1].float()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise Unsupported(f"a trial failed: {type(error).__name__}: {error}") from error
         if scores.max() - scores[result.generated_tokens[0]] > LEAST_LIKELY:
             raise Unsupported("it chooses other tokens in a batch than alone")
 
@@ -250,13 +301,19 @@ class Batch:
         return error
 
     def metrics(self) -> dict[str, float]:
-        """Jobs in the batch and waiting, the share of KV memory in use, forward passes, and the tokens that fit."""
+        """Jobs in the batch and waiting; the shares of the KV memory that jobs use, that prompts to come may find again,
+        and that is promised to jobs; the tokens that fit into it; forward passes."""
         processor = self._manager.batch_processor
         active = len(processor.scheduler.active_requests) if processor else 0
+        kept = sum(
+            len(allocator.ledger.cached_blocks) * allocator.bytes_per_block
+            for allocator in self._cache.cache_allocators.values()
+        ) / (self._cache.num_sectors * self._cache.bytes_per_sector)
         return {
             "batch_size": float(active),
             "jobs_waiting": float(len(self.room.waiting)),
-            "kv_used_ratio": 1 - self._cache.compute_free_capacity(),
+            "kv_used_ratio": max(0.0, 1 - self._cache.compute_free_capacity() - kept),
+            "kv_kept_ratio": kept,
             "kv_reserved_ratio": 1 - self.room.free_pages / self.room.pages,
             "kv_tokens": float(self.tokens),
             "forward_passes_total": float(getattr(self._manager, "current_batch", 0)),

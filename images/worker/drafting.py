@@ -26,6 +26,7 @@ DRAFT = 5  # tokens guessed at once; H100 and H200 read 4-bit weights fast for u
 RECENT = 8  # drafts by which it is judged whether they pay
 ENOUGH = 1.0  # tokens of a draft that must be kept on average
 PAUSE = 64  # tokens without drafts after they have failed
+PIECE = 512  # tokens of a prompt that are read at once: between two pieces a job can be left
 
 
 @dataclass
@@ -105,6 +106,9 @@ class Drafter:
         seen[torch.tensor(list(prompt), device=seen.device)] = True
         given = list(prompt[len(self._prefix) :]) if shared else list(prompt)
         draft: list[int] = []
+        while len(given) > PIECE and not leave():
+            self._forward(given[:PIECE], cache, 1)
+            given = given[PIECE:]
         while not answer.ended and not leave():
             scores = self._forward(given, cache, len(draft) + 1)
             answer.forward_passes += 1

@@ -29,18 +29,19 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from batching import SLOTS, Batch, Unsupported, failure
+from batching import GPU_MEMORY, SLOTS, Batch, Unsupported, failure
 from chat import Chat, Encoded, Reader
 from common.prompts import Prompts
 from common.wire import Job
 from drafting import Drafter
 from engines import Answer, JobError, Start
-from fitness import ram
+from fitness import Load, gpu_memory, needed_bytes, ram
 from sampling import LOWEST_TEMPERATURE, Sampling, SamplingProcessor
 from weights import Weights, attention, describe
 
 CPU_KV_SHARE = 8  # without a GPU, KV memory is this part of the free memory, …
 CPU_KV_TOKENS = 65536  # … and this many tokens at most
+GPU_MEMORY_SHARES = (GPU_MEMORY, 0.5)  # for keys and values: the second where the first leaves too little to work in
 TYPICAL_TOKENS = 4096  # of a job, prompt and answer: by this it is estimated how many run at once
 
 
@@ -63,8 +64,10 @@ def load(
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     if gpu:
-        # A model on several GPUs cannot be batched: its pages lie on one.
-        options["device_map"] = {"": 0} if torch.cuda.device_count() == 1 else "auto"
+        # On one of the GPUs if it fits there: a model that is spread over several cannot be batched.
+        form: Load = "published" if description.quantization != "none" else "nf4" if quantization == "nf4" else "bf16"
+        fits = sum(needed_bytes(description, form).values()) <= gpu_memory()[0]
+        options["device_map"] = {"": 0} if fits or torch.cuda.device_count() == 1 else "auto"
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     chat = Chat(tokenizer, prompts)
     network = _load_network(
@@ -100,7 +103,7 @@ def _load_network(folder: str, implementation: str, **options: Any) -> Any:
         return from_pretrained(None)
     try:
         return from_pretrained(implementation)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         print(f"attention: sdpa, because the model does not take {implementation} ({error})", flush=True)
         return from_pretrained(None)
 
@@ -151,7 +154,11 @@ class TransformersEngine:
         everything = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         self.drafter = None
         if everything and self.batch and not self.batch.graphs:
-            self.drafter = Drafter(network, ends, chat.prefix)
+            try:
+                self.drafter = Drafter(network, ends, chat.prefix)
+            except BaseException:
+                self.close()
+                raise
         # Jobs outside of the batch: one at a time.
         self._alone = asyncio.Lock()
         self._jobs = 0
@@ -159,21 +166,34 @@ class TransformersEngine:
 
     def _make_batch(self, kv_tokens: int, slots: int) -> tuple[Batch | None, str]:
         sample = self.chat.encode(Job(prompt="Is it real?", context="It is."), None).ids
-        batch = None
-        try:
-            batch = Batch(self.network, self.ends, self.window, kv_tokens=kv_tokens, slots=slots)
-            batch.check(self.network, sample[: self.window - 1])
-            return batch, ""
-        except Unsupported as reason:
-            if batch:
-                batch.close()
-            return None, str(reason)
+        for memory in GPU_MEMORY_SHARES:
+            batch = None
+            try:
+                batch = Batch(self.network, self.ends, self.window, kv_tokens=kv_tokens, slots=slots, memory=memory)
+                batch.check(self.network, sample[: self.window - 1])
+                return batch, ""
+            except Unsupported as reason:
+                if batch:
+                    batch.close()
+                return None, str(reason)
+            except torch.OutOfMemoryError:
+                if batch:
+                    batch.close()
+                print(f"the memory ran out with {memory:.0%} of it for keys and values", flush=True)
+            except BaseException:
+                if batch:
+                    batch.close()
+                raise
+        raise SystemExit(
+            "error: the GPU's memory is too small to serve this model: choose a larger GPU, or its -nf4 repository"
+        )
 
     def describe(self) -> str:
         """What can be said of it in a line."""
         if not self.batch:
             return f"context window {self.window} tokens; one job at a time, because it cannot be batched: {self.why_alone}"
-        ways = "CUDA graphs" if self.batch.graphs else "no CUDA graphs, drafts for a job that is alone"
+        ways = "CUDA graphs" if self.batch.graphs else "no CUDA graphs"
+        ways += ", drafts for a job that is alone" if self.drafter else ""
         return f"context window {self.limit} tokens; batched, KV memory for {self.batch.tokens} tokens, {ways}"
 
     # --- jobs ---
@@ -234,8 +254,10 @@ class TransformersEngine:
                 await asyncio.shield(thread)
             except asyncio.CancelledError:
                 stop.cancelled.set()
-                with contextlib.suppress(JobError):
-                    await thread
+                # However often it is cancelled: the next job must not come before the thread has ended.
+                while not thread.done():
+                    with contextlib.suppress(JobError, asyncio.CancelledError):
+                        await asyncio.shield(thread)
                 raise
 
     def _guarded(self, way: Callable[[_Work, _Stop], None], work: _Work, stop: _Stop) -> None:

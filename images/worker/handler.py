@@ -216,9 +216,11 @@ class Handler:
         self._refreshing.add(task)
         loop = asyncio.get_running_loop()
         limit = loop.time() + self._stop_seconds + 1
-        while (others := self._jobs - self._refreshing) and loop.time() < limit:
-            await asyncio.wait(others, timeout=0.1)
-        self.config["refresh_worker"] = True  # the SDK adds stopPod to the results that it sends from now on
+        try:
+            while (others := self._jobs - self._refreshing) and loop.time() < limit:
+                await asyncio.wait(others, timeout=0.1)
+        finally:  # also where the job is cancelled meanwhile
+            self.config["refresh_worker"] = True  # the SDK adds stopPod to the results that it sends from now on
 
 
 class _Run:
@@ -299,15 +301,16 @@ def main() -> None:
         engine, start = build(prompts, os.environ)
     except Unfit as unfit:
         _refuse(str(unfit))
-    import runpod
-
-    start.phases["total"] = process_seconds()
-    handler = Handler(engine, prompts, start, stop_seconds=stop_seconds)
     try:
-        runpod.serverless.start(handler.config)
-    except asyncio.CancelledError:
-        if not handler.stopping:
-            raise
+        import runpod
+
+        start.phases["total"] = process_seconds()
+        handler = Handler(engine, prompts, start, stop_seconds=stop_seconds)
+        try:
+            runpod.serverless.start(handler.config)
+        except asyncio.CancelledError:
+            if not handler.stopping:
+                raise
     finally:
         engine.close()
 

@@ -200,7 +200,10 @@ class BatchSampling(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc
         # In the stream of the batches: one that is still running may write to a row whose request has just ended.
         with stream_context(self.compute_stream):
             self.seen[slot].zero_()
-            self.seen[slot, torch.tensor(tokens, device=self.seen.device)] = True
+            marked = torch.tensor(tokens)
+            if self.seen.is_cuda:  # not to wait for the batch that is running
+                marked = marked.pin_memory().to(self.seen.device, non_blocking=True)
+            self.seen[slot, marked] = True
 
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: torch.Tensor

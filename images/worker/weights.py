@@ -209,7 +209,8 @@ def incomplete(folder: Path) -> str | None:
     try:
         if not folder.is_dir():
             return f"{folder} does not exist"
-        _object(folder / "config.json")
+        if "transformers_weights" in _object(folder / "config.json"):
+            return "its config.json names other weights than those of its index (transformers_weights)"
         if not any((folder / name).is_file() for name in _TOKENIZERS):
             return "it has no tokenizer (tokenizer.json)"
         for name in weight_files(folder):
@@ -223,6 +224,8 @@ def incomplete(folder: Path) -> str | None:
 
 def weight_files(folder: Path) -> list[str]:
     """The names of the safetensors files that a loader reads, sorted. Raises _PassedOver where one is missing."""
+    if (folder / WHOLE).is_file():  # it comes first for transformers too
+        return [WHOLE]
     if (folder / INDEX).is_file():
         table = _object(folder / INDEX).get("weight_map")
         names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
@@ -231,8 +234,6 @@ def weight_files(folder: Path) -> list[str]:
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise _PassedOver(f"{len(missing)} of {len(names)} shards are missing, {missing[0]} first")
         return names
-    if (folder / WHOLE).is_file():
-        return [WHOLE]
     others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf"))
     if others:
         raise _PassedOver(f"it has {others[0]!r} and no {WHOLE}: only safetensors are loaded")
@@ -478,7 +479,7 @@ def _download(model_id: str, revision: str | None, cache: Path, environ: Mapping
     # The index comes with the small files; it names the shards, and a repository may hold other weights beside them.
     small = {name for name in sizes if _SMALL.fullmatch(name)}
     fetch(small)
-    shards = _shards_named(folder) if INDEX in small else {WHOLE}
+    shards = {WHOLE} if WHOLE in sizes or INDEX not in small else _shards_named(folder)
     fetch(small | (shards & sizes.keys()))
     return folder
 

@@ -25,6 +25,7 @@ from transformers import (
     MambaForCausalLM,
 )
 
+import drafting
 import generative
 from batching import Batch, Unsupported
 from chat import Chat
@@ -601,6 +602,88 @@ def test_any_other_error_is_not_hidden(model_folder: Path, prompts: Prompts) -> 
             answer(engine, JOB)
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("no"), SystemExit(143), torch.OutOfMemoryError("CUDA out of memory")])
+@pytest.mark.parametrize("where", ["check", "drafter"])
+def test_a_start_that_fails_leaves_no_thread(
+    model_folder: Path, prompts: Prompts, monkeypatch: pytest.MonkeyPatch, problem: BaseException, where: str
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise problem
+
+    if where == "check":
+        monkeypatch.setattr(Batch, "check", fail)
+    else:
+        monkeypatch.setattr(generative, "Drafter", fail)
+    before = threading.active_count()
+    expected = SystemExit if where == "check" and isinstance(problem, torch.OutOfMemoryError) else type(problem)
+    with pytest.raises(expected):
+        small(model_folder, prompts)
+    assert threading.active_count() == before
+
+
+def test_memory_that_runs_out_at_the_start_is_shared_out_anew(
+    model_folder: Path, prompts: Prompts, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    check = Batch.check
+    calls = 0
+
+    def once(self: Batch, network: Any, ids: list[int]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        check(self, network, ids)
+
+    monkeypatch.setattr(Batch, "check", once)
+    engine = small(model_folder, prompts)
+    try:
+        assert engine.batch
+        assert "the memory ran out with 80% of it for keys and values" in capfd.readouterr().out
+        assert answer(engine, JOB).completion_tokens == 12
+    finally:
+        engine.close()
+
+
+def test_eager_attention_answers_one_job_at_a_time(model_folder: Path, prompts: Prompts) -> None:
+    network = AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    ends = generative._ends(network, tokenizer)
+    engine = TransformersEngine(Chat(tokenizer, prompts), network, ends, {}, kv_bytes=256)
+    assert engine.batch is None
+    assert "eager" in engine.describe()
+    assert [given.completion_tokens for given in together(engine, [JOB] * 2)] == [12, 12]
+
+
+def test_a_long_prompt_is_left_between_two_pieces(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine.drafter
+    monkeypatch.setattr(drafting, "PIECE", 32)
+    read: list[int] = []
+    forward = engine.network.forward
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        read.append(kwargs["input_ids"].shape[1])
+        time.sleep(0.02)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(engine.network, "forward", slowly)
+
+    async def story() -> None:
+        task = asyncio.create_task(engine.answer(JOB, lambda text: None))
+        while len(read) < 3:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not engine._alone.locked()
+        assert len(read) <= 6
+
+    run(story())
+    assert max(read) <= 32
+    monkeypatch.undo()
+    assert answer(engine, JOB).completion_tokens == 12
 
 
 def test_closing_leaves_no_thread(model_folder: Path, prompts: Prompts) -> None:

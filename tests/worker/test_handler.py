@@ -537,6 +537,19 @@ def test_a_new_worker_is_asked_for_once_the_other_jobs_are_delivered(prompts: Pr
     assert ended[-1][2] < 1.7
 
 
+def test_a_new_worker_is_asked_for_though_the_job_that_needs_it_is_cancelled(prompts: Prompts) -> None:
+    async def play() -> bool:
+        handler = make(prompts, Mixed(), stop_seconds=1)
+        short = asyncio.create_task(ask(handler, {"prompt": "short"}))
+        lose = asyncio.create_task(ask(handler, {"prompt": "lose"}))
+        await asyncio.sleep(0.1)
+        lose.cancel()
+        assert "synthesis" in (await short)[-1]
+        return bool(handler.config.get("refresh_worker"))
+
+    assert asyncio.run(play())
+
+
 def test_an_engine_that_does_not_hear_is_not_waited_for(prompts: Prompts) -> None:
     class Deaf(StubEngine):
         async def answer(self, job: Job, emit: Callable[[str], None]) -> Answer:

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import weights
-from weights import WeightsError, attention, describe, incomplete, locate, variant, verify
+from weights import WeightsError, attention, describe, incomplete, locate, variant, verify, weight_files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -281,6 +281,16 @@ def an_endless_header(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\xff" * 64)
 
 
+def an_index(text: str) -> Callable[[Path], object]:
+    """An index of shards in place of the one file."""
+
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return damage
+
+
 FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (shutil.rmtree, "does not exist"),
     (remove("config.json"), "config.json is missing"),
@@ -296,10 +306,23 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (an_endless_header, "is cut off or not a safetensors file (64 bytes)"),
     (remove_a_shard, "shards are missing, model-00002-of-"),
     (cut_a_shard, "bytes where its header says"),
-    (write("model.safetensors.index.json", "{}"), "is not an index of shards"),
-    (write("model.safetensors.index.json", '{"weight_map": {"a": "../../x"}}'), "is not an index of shards"),
-    (write("model.safetensors.index.json", '{"weight_map": ["a"]}'), "is not an index of shards"),
+    (an_index("{}"), "is not an index of shards"),
+    (an_index('{"weight_map": {"a": "../../x"}}'), "is not an index of shards"),
+    (an_index('{"weight_map": ["a"]}'), "is not an index of shards"),
 ]
+
+
+def test_what_is_checked_is_what_is_loaded(model_copy: Path) -> None:
+    whole = (model_copy / "model.safetensors").read_bytes()
+    sharded(model_copy)
+    shards = weight_files(model_copy)
+    assert len(shards) > 1
+    # Where there are both, transformers loads the one file.
+    (model_copy / "model.safetensors").write_bytes(whole)
+    assert weight_files(model_copy) == ["model.safetensors"]
+    config = json.loads((model_copy / "config.json").read_text())
+    (model_copy / "config.json").write_text(json.dumps(config | {"transformers_weights": shards[0]}))
+    assert "names other weights" in (incomplete(model_copy) or "")
 
 
 @pytest.mark.parametrize(("damage", "says"), FAULTS)
