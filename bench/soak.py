@@ -306,6 +306,13 @@ class Soak:
             self.server.kill_worker()
             self.armed["worker killed"] += 1
 
+    async def kill_busy(self) -> None:
+        """End the worker's process once it holds one of the newest jobs. Raises TimeoutError."""
+        async with asyncio.timeout(JOB_SECONDS):
+            while not any(job.status == "IN_PROGRESS" for job in [*self.record.jobs.values()][-AT_ONCE:]):
+                await asyncio.sleep(0.01)
+        self.kill()
+
 
 class Watch:
     """The worker's memory and threads, noted four times a second by the number of jobs that are done."""
@@ -432,7 +439,9 @@ async def run(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[
         left = Counter(fault.kind for fault in soak.record.faults)
         soak.record.faults.clear()
         if arguments.restarts:
-            await send(soak, last, until + 120, lambda at: soak.kill() if at == AT_ONCE // 2 else None)
+            killing = asyncio.create_task(soak.kill_busy())
+            await send(soak, last, until + 120, lambda at: None)
+            await killing
         for job, states in soak.record.ends.items():
             with contextlib.suppress(TimeoutError):
                 await soak.record.ended(job)
