@@ -165,28 +165,32 @@ class TransformersEngine:
         self._totals = {"drafted_jobs_total": 0.0, "drafted_tokens_total": 0.0, "drafted_forward_passes_total": 0.0}
 
     def _make_batch(self, kv_tokens: int, slots: int) -> tuple[Batch | None, str]:
-        sample = self.chat.encode(Job(prompt="Is it real?", context="It is."), None).ids
+        """The batch, or why there is none. Raises SystemExit where the memory is too small for any."""
         for memory in GPU_MEMORY_SHARES:
-            batch = None
             try:
-                batch = Batch(self.network, self.ends, self.window, kv_tokens=kv_tokens, slots=slots, memory=memory)
-                batch.check(self.network, sample[: self.window - 1])
-                return batch, ""
+                return self._tried_batch(kv_tokens, slots, memory), ""
             except Unsupported as reason:
-                if batch:
-                    batch.close()
-                return None, str(reason)
+                attention = str(self.network.config._attn_implementation)
+                if not attention.startswith("flash"):
+                    return None, str(reason)
+                print(f"attention: sdpa, because with {attention} there is no batch: {reason}", flush=True)
+                self.network.set_attn_implementation("sdpa")
+                return self._make_batch(kv_tokens, slots)
             except torch.OutOfMemoryError:
-                if batch:
-                    batch.close()
                 print(f"the memory ran out with {memory:.0%} of it for keys and values", flush=True)
-            except BaseException:
-                if batch:
-                    batch.close()
-                raise
         raise SystemExit(
             "error: the GPU's memory is too small to serve this model: choose a larger GPU, or its -nf4 repository"
         )
+
+    def _tried_batch(self, kv_tokens: int, slots: int, memory: float) -> Batch:
+        sample = self.chat.encode(Job(prompt="Is it real?", context="It is."), None).ids
+        batch = Batch(self.network, self.ends, self.window, kv_tokens=kv_tokens, slots=slots, memory=memory)
+        try:
+            batch.check(self.network, sample[: self.window - 1])
+        except BaseException:
+            batch.close()
+            raise
+        return batch
 
     def describe(self) -> str:
         """What can be said of it in a line."""

@@ -651,6 +651,32 @@ def test_memory_that_runs_out_at_the_start_is_shared_out_anew(
         engine.close()
 
 
+def test_a_flash_kernel_that_does_not_work_is_not_the_end_of_batches(
+    model_folder: Path, prompts: Prompts, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    network.config._attn_implementation = "flash_attention_2"
+    check = Batch.check
+
+    def with_its_own_kernel_only(self: Batch, network: Any, ids: list[int]) -> None:
+        if network.config._attn_implementation != "sdpa":
+            raise Unsupported("a trial failed: no kernel image is available")
+        check(self, network, ids)
+
+    monkeypatch.setattr(Batch, "check", with_its_own_kernel_only)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    before = batches()
+    engine = TransformersEngine(Chat(tokenizer, prompts), network, [0], {}, kv_bytes=256)
+    try:
+        assert engine.batch
+        assert batches() == before + 1
+        said = capfd.readouterr().out
+        assert "attention: sdpa, because with flash_attention_2 there is no batch: " in said
+        assert answer(engine, JOB).completion_tokens == 12
+    finally:
+        engine.close()
+
+
 def test_eager_attention_answers_one_job_at_a_time(model_folder: Path, prompts: Prompts) -> None:
     network = AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
