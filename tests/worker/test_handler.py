@@ -717,23 +717,27 @@ def test_a_machine_that_is_not_fit_is_named_and_nothing_is_loaded(
     assert {name for name, sentence in results.items() if sentence} == {"memory"}
 
 
-def test_without_a_platform_the_sentence_is_printed_and_the_worker_ends(tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "ENGINE": "transformers",
-        "MODEL_ID": str(tmp_path / "none"),
-        "PROMPTS_DIR": str(Path(__file__).parents[2] / "prompts"),
-    }
-    environment.pop("RUNPOD_WEBHOOK_GET_JOB", None)
-    script = Path(handler_module.__file__)
-    ended = subprocess.run(
-        [sys.executable, str(script)],
-        env=environment,
+def start_without_a_model(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The worker's program with a model that is not there; it has ended."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}
+    return subprocess.run(
+        [sys.executable, str(Path(handler_module.__file__))],
+        env={
+            **kept,
+            "ENGINE": "transformers",
+            "MODEL_ID": str(folder / "none"),
+            "PROMPTS_DIR": str(Path(__file__).parents[2] / "prompts"),
+            **environment,
+        },
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=folder,
     )
+
+
+def test_without_a_platform_the_sentence_is_printed_and_the_worker_ends(tmp_path: Path) -> None:
+    ended = start_without_a_model(tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
     assert str(tmp_path) in ended.stderr
@@ -746,22 +750,7 @@ def test_the_limits_of_the_platform_are_kept() -> None:
 
 
 def test_under_the_platform_the_sdk_ends_a_worker_that_is_not_fit(tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        **worker_environment("http://127.0.0.1:9", "unfit", "key"),
-        "ENGINE": "transformers",
-        "MODEL_ID": str(tmp_path / "none"),
-        "PROMPTS_DIR": str(Path(__file__).parents[2] / "prompts"),
-    }
-    script = Path(handler_module.__file__)
-    ended = subprocess.run(
-        [sys.executable, str(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
+    ended = start_without_a_model(tmp_path, **worker_environment("http://127.0.0.1:9", "unfit", "key"))
     assert ended.returncode == 1
     assert "Fitness check failed: weights | RuntimeError: the model's folder" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
