@@ -47,13 +47,13 @@ import qwen3
 import handler
 from common.prompts import Prompts
 from common.wire import Job
+from fitness import NF4_BYTES
 
 PARTS = ("throughput", "load", "engine", "drafts", "compile")
 PROMPTS = qwen3.ROOT / "prompts"
 IDLE = 1.3  # seconds after which the SDK of either side is waiting for a job again; it sleeps up to 1 s after one
 SYNC_MS = 300_000  # how long the platform holds a request for an answer at most
 PASSAGE = 600  # characters of a source
-NF4_BYTES = 0.516  # for each parameter, with its share of the scales, which are quantised too
 FORCED = 1000.0  # a score above all that settings can make of the others
 
 # Says what sources say, but nothing as they say it; any run of three tokens that a prompt has too is left out.

@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 
 from common.wire import Job
 
+LOWEST_TEMPERATURE = 1e-4  # below, the likeliest token is taken: scores divided by less can become infinite
+
 
 class JobError(Exception):
     """A job that cannot be answered. `code` is for programs, the message for people; `refresh` asks for a new worker."""

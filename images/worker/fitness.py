@@ -31,8 +31,7 @@ def check(
     """Find the model and run all checks: where it is (None if nowhere), and the sentence or None of each check.
 
     Nothing in this process asks a hub after the model was found: see go_offline.
-    `load`: how the engine will load it; None: as published if it is quantised, else as QUANTIZATION says ("nf4", or
-    "none": bfloat16 on a GPU, float32 without), which is NF4 on a GPU where it is not set.
+    `load`: how the engine will load it; None: as `form` says.
     """
     results: Results = {"disk": None, "weights": None, "memory": None, "kernel": None}
     try:
@@ -48,14 +47,21 @@ def check(
         results["weights"] = f"QUANTIZATION={wanted} is unknown; known are {', '.join(QUANTIZATIONS)}"
         return found, results
     cards = gpu_memory()
-    plain: Load = "bf16" if cards else "float32"
-    load = load or (
-        "published" if model.quantization != "none" else "nf4" if wanted == "nf4" or (cards and not wanted) else plain
-    )
+    load = load or form(model, wanted, gpu=bool(cards))
     results["memory"] = memory(model, load, cards=cards, ram=ram())
     if load == "nf4" or model.quantization == "nf4":
         results["kernel"] = kernel("cuda" if cards else "cpu")
     return found, results
+
+
+def form(model: Description, wanted: str | None, *, gpu: bool) -> Load:
+    """How the weights are loaded: as published if they are quantised, else as QUANTIZATION, `wanted`, says ("nf4", or
+    "none": bfloat16 on a GPU, float32 without), which is NF4 on a GPU where it is not set."""
+    if model.quantization != "none":
+        return "published"
+    if wanted == "nf4" or (gpu and not wanted):
+        return "nf4"
+    return "bf16" if gpu else "float32"
 
 
 def needed_bytes(model: Description, load: Load, tokens: int = TOKENS) -> dict[str, int]:

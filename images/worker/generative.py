@@ -34,9 +34,9 @@ from chat import Chat, Encoded, Reader
 from common.prompts import Prompts
 from common.wire import Job
 from drafting import Drafter
-from engines import Answer, JobError, Start
-from fitness import Load, gpu_memory, needed_bytes, ram
-from sampling import LOWEST_TEMPERATURE, Sampling, SamplingProcessor
+from engines import LOWEST_TEMPERATURE, Answer, JobError, Start
+from fitness import form, gpu_memory, needed_bytes, ram
+from sampling import Sampling, SamplingProcessor
 from weights import Weights, attention, describe
 
 CPU_KV_SHARE = 8  # without a GPU, KV memory is this part of the free memory, …
@@ -53,10 +53,10 @@ def load(
     folder = str(weights.folder)
     description = describe(weights.folder)
     gpu = torch.cuda.is_available()
-    wanted = environ.get("QUANTIZATION") or ("nf4" if gpu and description.quantization == "none" else "")
-    quantization = description.quantization if description.quantization != "none" else wanted or "none"
+    how = form(description, environ.get("QUANTIZATION"), gpu=gpu)
+    quantization = "nf4" if how == "nf4" else description.quantization
     options: dict[str, Any] = {}
-    if quantization == "nf4" and description.quantization == "none":
+    if how == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -65,8 +65,7 @@ def load(
         )
     if gpu:
         # On one of the GPUs if it fits there: a model that is spread over several cannot be batched.
-        form: Load = "published" if description.quantization != "none" else "nf4" if quantization == "nf4" else "bf16"
-        fits = sum(needed_bytes(description, form).values()) <= gpu_memory()[0]
+        fits = sum(needed_bytes(description, how).values()) <= gpu_memory()[0]
         options["device_map"] = {"": 0} if fits or torch.cuda.device_count() == 1 else "auto"
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     chat = Chat(tokenizer, prompts)
@@ -170,10 +169,10 @@ class TransformersEngine:
             try:
                 return self._tried_batch(kv_tokens, slots, memory), ""
             except Unsupported as reason:
-                attention = str(self.network.config._attn_implementation)
-                if not attention.startswith("flash"):
+                implementation = str(self.network.config._attn_implementation)
+                if not implementation.startswith("flash"):
                     return None, str(reason)
-                print(f"attention: sdpa, because with {attention} there is no batch: {reason}", flush=True)
+                print(f"attention: sdpa, because with {implementation} there is no batch: {reason}", flush=True)
                 self.network.set_attn_implementation("sdpa")
                 return self._make_batch(kv_tokens, slots)
             except torch.OutOfMemoryError:
@@ -267,10 +266,8 @@ class TransformersEngine:
     def _guarded(self, way: Callable[[_Work, _Stop], None], work: _Work, stop: _Stop) -> None:
         try:
             way(work, stop)
-        except torch.OutOfMemoryError as error:
-            raise failure(error) from error
         except RuntimeError as error:
-            if "CUDA" not in str(error):
+            if not isinstance(error, torch.OutOfMemoryError) and "CUDA" not in str(error):
                 raise
             # A CUDA error poisons the process: every later job would fail too.
             raise failure(error) from error

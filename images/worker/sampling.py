@@ -22,7 +22,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.continuous_batching.utils import stream_context
 
-LOWEST_TEMPERATURE = 1e-4  # below, the likeliest token is taken: scores divided by less can become infinite
+from engines import LOWEST_TEMPERATURE
+
 HEAD = 1024  # tokens that are looked at first on a CPU
 _MASK = 0xFFFFFFFF
 

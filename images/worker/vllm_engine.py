@@ -34,10 +34,9 @@ import aiohttp
 
 from chat import Chat, Encoded, Reader
 from common.wire import Job
-from engines import Answer, JobError
+from engines import LOWEST_TEMPERATURE, Answer, JobError
 
 CAPACITY = 64  # jobs at once; --max-num-seqs in VLLM_ARGS changes it
-LOWEST_TEMPERATURE = 1e-4  # below, the likeliest token is taken, as in the transformers engine
 TOKENS_PER_CHUNK = 32  # of an answer that is not streamed: fewer messages between two processes
 LINE_BYTES = 2**24  # the first line of an answer repeats the prompt's ids; aiohttp reads 512 kB unless told
 STOP_SECONDS = 20.0  # that the child has to end by itself
