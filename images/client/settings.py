@@ -5,18 +5,17 @@ Each value has one home, and a missing, unknown or out-of-range one is an error 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
 from common.problems import Problem
 from common.text import clean, slug
+from common.urls import base_url
 
 SHIPPED_MODEL = "all-MiniLM-L6-v2"
 RUNPOD_JOBS_URL = "https://api.runpod.ai/v2"
@@ -151,36 +150,4 @@ def endpoint() -> Endpoint:
         raise Problem(
             "RUNPOD_API_KEY has a space or a character that no key has; copy it again from the RunPod console"
         )
-    return Endpoint(_jobs_url(), endpoint_id, key)
-
-
-def _jobs_url() -> str:
-    url = (variable("RUNPOD_JOBS_URL") or RUNPOD_JOBS_URL).rstrip("/")
-    # A password in the URL is not shown.
-    named = "RUNPOD_JOBS_URL" if "@" in url else f"RUNPOD_JOBS_URL={url!r:.80}"
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port  # reading the port checks it
-    except ValueError:
-        host = None
-    if (
-        not host
-        or parts.scheme not in ("http", "https")
-        or not re.fullmatch(r"[\x21-\x7e]+", url)
-        or set("?#@") & set(url)
-    ):
-        raise Problem(f"{named} is not a URL like {RUNPOD_JOBS_URL}")
-    if parts.scheme == "http" and not _is_near(host):
-        raise Problem(f"{named} would send the key unencrypted; use https")
-    return url
-
-
-def _is_near(host: str) -> bool:
-    """Is this host the machine itself or the local RunPod's container?
-
-    A key must not cross a network in the clear, so plain HTTP is for these only.
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or (host.startswith("open-synthesis-") and "." not in host)
+    return Endpoint(base_url("RUNPOD_JOBS_URL", RUNPOD_JOBS_URL), endpoint_id, key)
