@@ -24,6 +24,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     "hours": (0.01, 1000),
     "usd_per_hour": (0, 1000),
 }
+SERVING = "serving"
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 # Beside the weights an ablation holds keys and values of 100 answers, matrices in float32 and the hidden states of one
@@ -49,7 +50,8 @@ _CARDS = (
 
 @dataclass(frozen=True)
 class KnownModel:
-    """One block of config/models.yaml. The unit is in each name; `usd_per_hour` is for all cards together."""
+    """One block of config/models.yaml, without `serving`. The unit is in each name; `usd_per_hour` is for all cards
+    together."""
 
     card: str
     vram_bf16_gb: float
@@ -87,7 +89,8 @@ def load(path: Path | None = None) -> dict[str, KnownModel]:
 
 
 def _known(path: Path, model: str, block: object) -> KnownModel:
-    known = list(KnownModel.__dataclass_fields__)
+    # `serving` is another stage's, which reads it; here it is only known to belong there.
+    known = [*KnownModel.__dataclass_fields__, SERVING]
     if not isinstance(block, dict):
         raise Problem(f"{path}: {model} must hold the keys {', '.join(known)}")
     for kind, keys in (
@@ -96,6 +99,8 @@ def _known(path: Path, model: str, block: object) -> KnownModel:
     ):
         if keys:
             raise Problem(f"{path}: {model}: {kind} key {', '.join(map(str, keys))}; the keys are {', '.join(known)}")
+    if not isinstance(block[SERVING], dict):
+        raise Problem(f"{path}: {model}: {SERVING} must hold keys and values, not {block[SERVING]!r:.100}")
     if not isinstance(block["card"], str) or not clean(block["card"]).strip():
         raise Problem(f"{path}: {model}: card must be a name like A100 80GB, not {block['card']!r:.100}")
     for key, (low, high) in _NUMBERS.items():
@@ -106,7 +111,7 @@ def _known(path: Path, model: str, block: object) -> KnownModel:
             raise Problem(f"{path}: {model}: {key} must be between {low} and {high}, not {value}")
     if block["vram_bnb_4bit_gb"] > block["vram_bf16_gb"]:
         raise Problem(f"{path}: {model}: vram_bnb_4bit_gb must not be above vram_bf16_gb")
-    return KnownModel(**block)
+    return KnownModel(**{key: value for key, value in block.items() if key != SERVING})
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -13,7 +13,7 @@ import known_models
 from common.problems import Problem
 
 SHIPPED = Path(__file__).parents[2] / "config" / "models.yaml"
-GOOD = "{card: A100 80GB, vram_bf16_gb: 40, vram_bnb_4bit_gb: 20, hours: 2, usd_per_hour: 2.5}"
+GOOD = "{card: A100 80GB, vram_bf16_gb: 40, vram_bnb_4bit_gb: 20, hours: 2, usd_per_hour: 2.5, serving: {}}"
 # Parameters, and those of linear layers, of the shipped models' architectures.
 SIZES = {
     "qwen/qwen3-14b": (14_768_307_200, 13_212_057_600),
@@ -41,7 +41,7 @@ def test_the_shipped_file() -> None:
 
 def test_its_comments_explain_every_key() -> None:
     text = SHIPPED.read_text(encoding="utf-8")
-    assert all(f"# {key} " in text for key in known_models.KnownModel.__dataclass_fields__)
+    assert all(f"# {key} " in text for key in [*known_models.KnownModel.__dataclass_fields__, "serving"])
 
 
 @pytest.mark.parametrize("model", SIZES)
@@ -81,7 +81,9 @@ def test_4bit_size_is_that_of_a_real_layer() -> None:
         ("a/b:", "a/b must hold the keys"),
         ("a/b: 3", "a/b must hold the keys"),
         (f"a/b: {GOOD[:-1]}, vram: 3}}", "a/b: unknown key vram"),
-        ("a/b: {card: x, hours: 2}", "a/b: missing key vram_bf16_gb, vram_bnb_4bit_gb, usd_per_hour"),
+        ("a/b: {card: x, hours: 2}", "a/b: missing key vram_bf16_gb, vram_bnb_4bit_gb, usd_per_hour, serving"),
+        (f"a/b: {GOOD.replace('serving: {}', 'serving: 3')}", "serving must hold keys and values, not 3"),
+        (f"a/b: {GOOD.replace('{}', '{seconds: 1:30}')}", "'1:30' is no plain number"),  # what other stages read, too
         (f"a/b: {GOOD.replace('A100 80GB', '80')}", "card must be a name"),
         (f"a/b: {GOOD.replace('A100 80GB', chr(34) + ' ' + chr(34))}", "card must be a name"),
         (f"a/b: {GOOD.replace('hours: 2', 'hours: yes')}", "hours must be a number, not True"),
