@@ -9,6 +9,8 @@ left alone. The key goes into one header and nowhere else.
 
 from __future__ import annotations
 
+import builtins
+import json
 import os
 import random
 import re
@@ -20,6 +22,7 @@ from urllib.parse import quote
 import requests
 
 from common.problems import REMOTE_FAILED, TRY_LATER, Problem
+from common.secrets import redact
 from common.text import clean
 from common.urls import base_url
 
@@ -29,6 +32,7 @@ CONNECT_TIMEOUT = 10.0  # seconds, as all times here
 READ_TIMEOUT = 30.0
 RETRY_BUDGET = 60.0  # how long one call is tried again before it counts as failed
 MAX_BACKOFF = 10.0
+LOG_SECONDS = 3.0  # how long a log is listened to
 MAX_PAGES = 1000
 _TRANSIENT = frozenset({408, 425, 429})
 # Under which names list answers may carry the cursor of their next page; the description of August 2026 has none yet.
@@ -138,6 +142,34 @@ class Api:
         except NotFound:
             return False
         return True
+
+    def log_lines(self, path: str, source: str, tail: int) -> builtins.list[str]:
+        """The last lines of a log (`source`: system or container), which the API sends as server-sent events and keeps open.
+
+        Reads for a few seconds at most. Raises ApiError.
+        """
+        found: builtins.list[str] = []
+        end = time.monotonic() + LOG_SECONDS
+        try:
+            with self.session.get(
+                f"{self.url}/{quote(path, safe='/')}",
+                params={"source": source, "tail": str(tail)},
+                headers={"Accept": "text/event-stream"},
+                timeout=(CONNECT_TIMEOUT, LOG_SECONDS),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                if response.status_code != 200:
+                    raise ApiError(f"GET /{path}: HTTP {response.status_code}", status=response.status_code)
+                for line in response.iter_lines(chunk_size=1):
+                    if line.startswith(b"data:"):
+                        found.append(_log_line(line[5:]))
+                    if len(found) >= tail or time.monotonic() > end:
+                        break
+        except requests.exceptions.RequestException as error:
+            if not found and not isinstance(error, requests.exceptions.ConnectionError):
+                raise ApiError(f"GET /{path}: {_network_reason(error)}") from error
+        return found[-tail:]
 
     # --- one call ----------------------------------------------------------------------------------------------------
 
@@ -269,6 +301,16 @@ def _explained(failure: _Failed) -> ApiError:
     if failure.transient:
         return ApiError(f"{failure}; RunPod does not serve right now, try again later", TRY_LATER, status=status)
     return ApiError(f"{failure}; the request was refused", status=status)
+
+
+def _log_line(data: bytes) -> str:
+    """The line in one event of a log, fit to be shown."""
+    try:
+        event = json.loads(data)
+        line = event["line"] if isinstance(event, dict) else event
+    except (ValueError, KeyError):
+        line = data.decode("utf-8", "replace")
+    return redact(" ".join(clean(str(line)).split()))[:300]
 
 
 def _detail(answer: Any) -> str:

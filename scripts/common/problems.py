@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from common.secrets import redact
 from common.text import clean
 
 OK = 0
@@ -17,6 +18,7 @@ BAD_INPUT = 2
 FLAGGED = 3
 UNCHECKED = 4
 REMOTE_FAILED = 5
+CHANGES = 10
 TRY_LATER = 75
 INTERRUPTED = 130
 
@@ -35,7 +37,7 @@ def run(main: Callable[[], int]) -> None:
         code = main()
         sys.stdout.flush()
     except Problem as problem:
-        print(f"error: {clean(str(problem))}", file=sys.stderr)  # it may quote a path or a server's words
+        print(f"error: {redact(clean(str(problem)))}", file=sys.stderr)  # it may quote a path or a server's words
         code = problem.code
     except BrokenPipeError:
         # The reader of our output (head, less) has left: nothing to tell it, and no second error while closing.

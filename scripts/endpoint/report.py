@@ -1,0 +1,131 @@
+"""`make status`: what the endpoint is and does, gathered and written as one screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.text import clean
+from endpoint import plan as plans
+from endpoint.checks import pool_price, serverless_gpus
+from endpoint.desired import Desired
+from endpoint.rollout import Platform
+from endpoint.state import State
+from runpod_api import ApiError
+
+SHOWN_RELEASES = 3
+
+
+def gather(platform: Platform, state: State, desired: Desired, actual: dict[str, Any]) -> dict[str, Any]:
+    """Everything that `make status` shows, as plain values. A part that cannot be asked is None, with a problem."""
+    endpoint_id = str(actual["id"])
+    problems: list[str] = []
+
+    def ask(what: str, path: str, jobs: bool = False) -> dict[str, Any] | None:
+        try:
+            return (platform.jobs if jobs else platform.api).get(path)
+        except ApiError as error:
+            problems.append(f"{what} could not be read: {error}")
+            return None
+
+    workers = ask("workers", f"serverless/{endpoint_id}/workers")
+    releases = ask("releases", f"serverless/{endpoint_id}/releases")
+    health = ask("the queue", f"{endpoint_id}/health", jobs=True)
+    drift = plans.make(desired.body, actual)
+    if drift.action != "none":
+        problems.append(f"{len(drift.changes)} fields differ from {desired.file.path}: make plan")
+    limits = actual.get("workers") or {}
+    if limits.get("max") == 0:
+        problems.append(f"max workers is 0, so no job is ever run. {plans.IDLE_NOTE}. Mend: make deploy")
+    listed = [worker for worker in (workers or {}).get("workers") or [] if isinstance(worker, dict)]
+    unhealthy = [str(worker.get("id")) for worker in listed if worker.get("status") == "UNHEALTHY"]
+    if unhealthy:
+        problems.append(f"unhealthy workers: {', '.join(unhealthy)}; their logs are in the RunPod console")
+    queue = (health or {}).get("jobs")
+    if isinstance(queue, dict) and queue.get("inQueue") and not listed and limits.get("max"):
+        problems.append(
+            "jobs are waiting and there is no worker: no GPU of the pools is free, or the account's limit is reached"
+        )
+    if state.failed:
+        problems.append(f"the last deploy ({state.failed.get('at')}) did not end well: {state.failed.get('cause')}")
+    newest = state.releases[-1] if state.releases else None
+    return {
+        "endpoint": {
+            "id": endpoint_id,
+            "name": actual.get("name"),
+            "image": actual.get("image"),
+            "created": actual.get("createdAt"),
+        },
+        "workers": {"min": limits.get("min"), "max": limits.get("max"), "now": listed},
+        "queue": queue,
+        "releases": {
+            "rollout": (releases or {}).get("rollout"),
+            "newest": ((releases or {}).get("releases") or [])[:SHOWN_RELEASES],
+        },
+        "drift": plans.as_dict(drift),
+        "usd_per_hour": _cost(platform, actual, listed, problems),
+        "proof": {"at": newest["proven"], **newest["smoke"]} if newest else None,
+        "problems": problems,
+    }
+
+
+def _cost(
+    platform: Platform, actual: dict[str, Any], workers: list[dict[str, Any]], problems: list[str]
+) -> float | None:
+    """US dollars per hour of the workers that are billed now, by the catalog's prices."""
+    billed = [worker for worker in workers if worker.get("status") in ("RUNNING", "IDLE", "INITIALIZING")]
+    if not billed:
+        return 0.0
+    try:
+        types = serverless_gpus(platform.api)
+    except ApiError as error:
+        problems.append(f"prices could not be read: {error}")
+        return None
+    pools = (actual.get("gpu") or {}).get("pools") or []
+    total = 0.0
+    for worker in billed:
+        kinds = [kind for kind in types if kind["id"] == worker.get("gpuTypeId")] or [
+            kind for kind in types if kind["pool"] in pools
+        ]
+        price = pool_price(kinds)
+        if price is None:
+            problems.append(f"the catalog has no price for {clean(str(worker.get('gpuTypeId')))[:60]}")
+            return None
+        total += price * (worker.get("gpuCount") or 1)
+    return round(total, 4)
+
+
+def text(seen: dict[str, Any]) -> str:
+    """The screen."""
+    endpoint, workers, queue, releases = seen["endpoint"], seen["workers"], seen["queue"], seen["releases"]
+    lines = [f"endpoint  {endpoint['name']} ({endpoint['id']})", f"image     {endpoint['image']}"]
+    lines.append(f"workers   {len(workers['now'])} now, {workers['min']} to {workers['max']} allowed")
+    for worker in workers["now"]:
+        age = "an older release" if worker.get("isStale") else "the newest release"
+        lines.append(
+            f"            {worker.get('id')}  {str(worker.get('status')).lower()}, {age}, {worker.get('gpuTypeId') or 'not placed yet'}"
+        )
+    if isinstance(queue, dict):
+        lines.append(
+            f"jobs      {queue.get('inQueue', 0)} in queue, {queue.get('inProgress', 0)} in progress, {queue.get('completed', 0)} completed, {queue.get('failed', 0)} failed"
+        )
+    cost = seen["usd_per_hour"]
+    lines.append(f"cost      {'not known' if cost is None else f'{cost:.2f} US dollars per hour now (list prices)'}")
+    rollout = releases["rollout"]
+    if isinstance(rollout, dict):
+        lines.append(
+            f"rollout   {rollout.get('workersOnLatest')} of {rollout.get('workersTotal')} workers on the newest release"
+        )
+    for release in releases["newest"]:
+        fields = (
+            ", ".join(str(entry.get("field")) for entry in release.get("diff") or [] if isinstance(entry, dict))
+            or "the first"
+        )
+        lines.append(f"            {release.get('version')}  {release.get('createdAt')}  {fields}")
+    lines.append(
+        f"drift     {'none' if seen['drift']['action'] == 'none' else ', '.join(change['field'] for change in seen['drift']['changes'])}"
+    )
+    proof = seen["proof"]
+    lines.append(
+        f"proof     {'none: this release has not answered a job that this machine knows of' if not proof else proof['at'] + ', answered by ' + str((proof.get('model') or {}).get('id'))}"
+    )
+    return clean("\n".join([*lines, *(f"problem: {problem}" for problem in seen["problems"])]))
