@@ -52,7 +52,8 @@ $(call need,verify,ABLATED,make verify MODEL=Qwen/Qwen3-14B ABLATED=you/Qwen3-14
 do = code=0; scripts/with-env $(1) || code=$$?; \
   case "$$code:$(filter-out 0,$(STRICT))" in 0:*|3:|4:|10:) ;; *) echo "$@: exit code $$code" >&2; exit $$code ;; esac
 
-.PHONY: help ablate preflight verify synth retrieve ingest up down build test lint lock lock-check bench
+.PHONY: help ablate preflight verify push plan deploy status rollback destroy synth retrieve ingest up down doctor \
+  estimate costs pods reap build test lint lock lock-check bench
 
 ##@ 1 Ablate
 ablate: ## Ablate a model, verify it, publish it privately: MODEL=Qwen/Qwen3-14B [REPO=you/name] [PUBLISH=0]
@@ -61,6 +62,20 @@ preflight: ## Say what ablating a model needs and what is here; downloads no wei
 	@$(call do,scripts/run ablate -- python -m ablate --preflight)
 verify: ## Measure an ablated model against its base: MODEL=Qwen/Qwen3-14B ABLATED=you/name or a folder
 	@$(call do,scripts/run ablate -- python -m ablate --verify)
+
+##@ 2 Deploy
+push: ## Build and push the worker's image, note its digest: REGISTRY=docker.io/you/ [VERSION=1] [WHAT=worker] [ATTEST=0]
+	@$(call do,scripts/push)
+plan: ## Show how RunPod's endpoint differs from config/endpoint.yaml: [ON=local] [AS=json|markdown] [UNVERIFIED=1]
+	@$(call do,scripts/deploy plan)
+deploy: ## Make it so, prove it with a job, roll back if it fails: [ON=local] [UNVERIFIED=1]
+	@$(call do,scripts/deploy deploy)
+status: ## Workers, queue, releases, drift, cost per hour, last proof: [ON=local] [AS=json]
+	@$(call do,scripts/deploy status)
+rollback: ## Put the release before the newest one back: [ON=local]
+	@$(call do,scripts/deploy rollback)
+destroy: ## Delete the endpoint: NAME=open-synthesis [ON=local]
+	@$(call do,scripts/deploy destroy)
 
 ##@ 3 Synthesise
 synth: ## Answer a question, cited: Q="…" DOMAIN=psychology
@@ -75,6 +90,16 @@ up: ## Start the local RunPod and its worker (synth does it by itself)
 	@$(call do,scripts/up)
 down: ## End them: no process, no container is left
 	@$(call do,scripts/down)
+doctor: ## One screen: what works here, what does not, and what mends it [AS=json]
+	@scripts/doctor
+estimate: ## What ablating and serving a model costs: [MODEL=Qwen/Qwen3-14B] [DOMAINS=4] [SYNTHESES=10] [AS=json]
+	@$(call do,scripts/run ops -- python -m costs estimate)
+costs: ## What runs really took and cost, against the estimate: [MONTH=2026-11] [AS=json]
+	@$(call do,scripts/run ops -- python -m costs costs)
+pods: ## List this project's pods on RunPod
+	@$(call do,scripts/run ops -- python -m pods list)
+reap: ## Delete those whose deadline has passed, and see that they are gone
+	@$(call do,scripts/run ops -- python -m pods reap)
 
 ##@ Develop
 build: ## Build the images (docker) or the environments (venv) that synth needs
