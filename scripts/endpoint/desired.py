@@ -140,6 +140,9 @@ def _told(file: yaml_file.YamlFile, error: Any) -> str:
     field = ".".join(names) or "the file"
     if not isinstance(file.data, dict):
         return f"{file.path}:1: must hold the endpoint's keys; restore it: git checkout {file.path}"
+    if "propertyNames" in error.absolute_schema_path:
+        at = file.at((*where, str(error.instance)))
+        return f"{at}: {error.instance!r:.100} is no variable's name: letters, digits and _, not a digit first"
     if where[:1] == ("env",):
         return f"{file.at(where)}: {field} must be {meaning or 'text: put the value in quotes'}"
     found = json.dumps(error.instance, default=str)
@@ -153,8 +156,8 @@ def _check_env(file: yaml_file.YamlFile) -> None:
             raise Problem(f"{at}: env.{name} is set by make deploy, from `model` and `image`; take it out")
         if name.startswith("RUNPOD_"):
             raise Problem(f"{at}: env.{name}: names with RUNPOD_ are RunPod's own; take it out")
-        if "\x00" in value:
-            raise Problem(f"{at}: env.{name} holds a NUL character, which no variable can")
+        if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise Problem(f"{at}: env.{name} holds a NUL character or half of a surrogate pair, which no variable can")
         if is_secret(name, value) and value:
             raise Problem(
                 f"{at}: env.{name} holds a secret, which must not stand in this file. Create a secret in the RunPod console"
