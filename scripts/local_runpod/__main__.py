@@ -4,7 +4,8 @@
 
 LOCAL_RUNPOD_KEY is the key that clients and workers must send. With --port 0 a free port is taken; --announce writes
 the base URL there once the server listens. With --worker the server plays the whole platform: it starts that command as
-its worker, with the variables that RunPod sets, starts it again when it ends, and ends it when it ends itself.
+the worker of the endpoint `local`, with the variables that RunPod sets, starts it again when it ends, and ends it when it
+ends itself; and one such process for each worker that an endpoint needs which was made through the management API.
 """
 
 from __future__ import annotations
@@ -22,31 +23,13 @@ from aiohttp import ClientError, ClientSession, web
 
 from common.files import write_atomic
 from common.problems import OK, TRY_LATER, Problem, run
+from local_runpod.fleet import Fleet, worker_environment
 from local_runpod.platform import Platform
 from local_runpod.server import HOLD, Server
 
 ENDPOINT = "local"
 READY_TIMEOUT = 30.0  # seconds
 RESTART_DELAY = (0.5, 10.0)  # seconds, doubled from the first to the second while the worker keeps ending at once
-
-
-def worker_environment(base_url: str, worker_id: str, key: str) -> dict[str, str]:
-    """The variables that RunPod gives a worker, pointing at this server."""
-    at = f"{base_url}/v2/{ENDPOINT}"
-    return {
-        "RUNPOD_ENDPOINT_ID": ENDPOINT,
-        "RUNPOD_POD_ID": worker_id,
-        "RUNPOD_AI_API_KEY": key,
-        "RUNPOD_WEBHOOK_GET_JOB": f"{at}/job-take/$ID?gpu=none",
-        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{at}/job-done/$RUNPOD_POD_ID/$ID?gpu=none",
-        "RUNPOD_WEBHOOK_POST_STREAM": f"{at}/job-stream/$RUNPOD_POD_ID/$ID?gpu=none",
-        "RUNPOD_WEBHOOK_PING": f"{at}/ping/$RUNPOD_POD_ID",
-        "RUNPOD_PING_INTERVAL": "4000",
-        # The SDK's checks of a rented machine (4 GB of free memory, 10 % of free disk, 8.8.8.8 reachable) end the
-        # worker on a laptop that is offline or full.
-        "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
-        "RUNPOD_SKIP_GPU_CHECK": "true",
-    }
 
 
 async def worker_is_ready(base_url: str, key: str) -> bool:
@@ -97,7 +80,8 @@ async def supervise(command: list[str], base_url: str, server: Server) -> None:
 
 async def serve(arguments: argparse.Namespace, key: str) -> None:
     """Serve until SIGTERM or SIGINT."""
-    server = Server(Platform(ENDPOINT, arguments.worker_timeout), key, hold=arguments.hold)
+    boot = None if arguments.worker else 1.0
+    server = Server(Platform(ENDPOINT, arguments.worker_timeout), key, hold=arguments.hold, boot=boot)
     # Workers hold their requests open; when the server ends they are not waited for.
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
@@ -111,15 +95,21 @@ async def serve(arguments: argparse.Namespace, key: str) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    supervisor = asyncio.create_task(supervise(arguments.worker, base_url, server)) if arguments.worker else None
-    if supervisor:
-        # A platform that can no longer start its worker must not go on as if it could.
-        supervisor.add_done_callback(lambda _: ended.set())
+    keepers: list[asyncio.Task[None]] = []
+    if arguments.worker:
+        # Where it listens on every address, its own workers reach it on loopback.
+        own_url = base_url.replace("://0.0.0.0:", "://127.0.0.1:")
+        keepers.append(asyncio.create_task(supervise(arguments.worker, own_url, server)))
+        keepers.append(asyncio.create_task(Fleet(arguments.worker, own_url, server).run()))
+    for keeper in keepers:
+        # A platform that can no longer start its workers must not go on as if it could.
+        keeper.add_done_callback(lambda _: ended.set())
     await ended.wait()
-    if supervisor:
-        supervisor.cancel()
+    for keeper in keepers:
+        keeper.cancel()
+    for keeper in keepers:
         with contextlib.suppress(asyncio.CancelledError):
-            await supervisor
+            await keeper
     await runner.cleanup()
 
 

@@ -12,6 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from local_runpod.faults import Fault, Faults, Refused
+
 RUN_MAX_BYTES = 10_000_000
 RUNSYNC_MAX_BYTES = 20_000_000
 STREAM_CHUNK_MAX_BYTES = 1_000_000
@@ -23,14 +25,6 @@ DEFAULT_EXECUTION_TIMEOUT_MS = 600_000
 POLICY_LIMITS_MS = {"ttl": (10_000, 604_800_000), "executionTimeout": (5_000, 604_800_000)}
 MAX_DISPATCHES = 2  # a job whose worker vanishes is given to another one once
 FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
-
-
-class Refused(Exception):
-    """A request that the platform refuses: the HTTP status and the text of its `error` field."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass
@@ -81,47 +75,20 @@ class Worker:
     lost: bool = False
 
 
-@dataclass
-class Fault:
-    """An armed fault: what happens, on which route, how many more times."""
-
-    kind: str
-    route: str = "*"
-    times: int = 1
-    status: int = 503
-    retry_after: float | None = None
-    seconds: float = 1.0
-
-
-# kind: what it does. `route` applies to the first four; the others act on jobs. `*` is every route of clients.
-FAULT_KINDS = {
-    "http": "answer with `status` (and Retry-After: `retry_after`) instead of serving the request",
-    "html": "answer 200 with an HTML page, as a proxy in between does",
-    "slow": "wait `seconds` before serving the request",
-    "lost_answer": "serve the request, then drop the connection without an answer",
-    "unknown_state": "let /status report the made-up state WARMING_UP",
-    "stuck": "leave the next job in the queue: no worker ever gets it",
-    "crash": "lose the worker that holds the next job: it is given out once more, then fails",
-    "fail": "end the next job FAILED with a worker's error",
-    "no_output": "end the next job COMPLETED without output",
-    "expire": "forget the next job's result as soon as it is there: /status answers 404",
-}
-ROUTES = ("run", "runsync", "status", "stream", "cancel", "health", "retry", "purge-queue")
-WORKER_ROUTES = ("job-stream", "job-done")
-_ROUTE_FAULTS = ("http", "html", "slow", "lost_answer", "unknown_state")
-
-
 class Platform:
     """One endpoint with its queue, jobs, workers and armed faults."""
 
-    def __init__(self, endpoint: str, worker_timeout: float = 30.0) -> None:
+    def __init__(self, endpoint: str, worker_timeout: float = 30.0, faults: Faults | None = None) -> None:
         self.endpoint = endpoint
         self.worker_timeout = worker_timeout
+        self.execution_timeout_ms = DEFAULT_EXECUTION_TIMEOUT_MS
+        self.images: dict[str, str] = {}  # of workers, where they are known
+        self.asked: float | None = None  # when the last job came
         self.jobs: dict[str, Job] = {}
         self.queue: deque[str] = deque()
         self.workers: dict[str, Worker] = {}
         self.stops: dict[str, list[str]] = {}
-        self.faults: list[Fault] = []
+        self.faults = Faults() if faults is None else faults
         self.counts = {"completed": 0, "failed": 0, "retried": 0}
 
     # --- the job API -------------------------------------------------------------------------------------------------
@@ -135,7 +102,7 @@ class Platform:
             raise Refused(400, "policy must be an object")
         ttl, timeout = (
             self._policy_ms(policy, key, default)
-            for key, default in (("ttl", DEFAULT_TTL_MS), ("executionTimeout", DEFAULT_EXECUTION_TIMEOUT_MS))
+            for key, default in (("ttl", DEFAULT_TTL_MS), ("executionTimeout", self.execution_timeout_ms))
         )
         job = Job(
             id=f"{'sync-' if sync else ''}{uuid.uuid4()}-e1",
@@ -147,12 +114,15 @@ class Platform:
             retention=RUNSYNC_RETENTION if sync else RUN_RETENTION,
         )
         self.jobs[job.id] = job
+        self.asked = now
         if not self.take_fault("stuck"):
             self.queue.append(job.id)
         return job
 
     def _policy_ms(self, policy: dict[str, Any], key: str, default: int) -> float:
-        value = policy.get(key, default)
+        if key not in policy:
+            return float(default)
+        value = policy[key]
         low, high = POLICY_LIMITS_MS[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise Refused(400, f"policy.{key} must be between {low} and {high} milliseconds")
@@ -200,7 +170,7 @@ class Platform:
         """Counts of jobs and workers, under the names that RunPod uses."""
         self.tick(now)
         states = [job.status for job in self.jobs.values()]
-        busy = {job.worker for job in self.jobs.values() if job.status == "IN_PROGRESS"}
+        busy = self.busy()
         alive = [worker.id for worker in self.workers.values() if not worker.lost]
         running = sum(worker in busy for worker in alive)
         return {
@@ -230,7 +200,7 @@ class Platform:
             job = self.jobs[self.queue.popleft()]
             job.status, job.worker, job.started = "IN_PROGRESS", worker_id, now
             job.dispatches += 1
-            job.doomed = job.doomed or self.take_fault("crash") is not None
+            job.doomed = job.doomed or self._strikes("crash", worker_id)
             given.append({"id": job.id, "input": job.input})
         return given
 
@@ -247,10 +217,10 @@ class Platform:
             return  # a progress update
         if job.doomed:
             self._lose(job, now)
-        elif self.take_fault("fail"):
+        elif self._strikes("fail", worker_id):
             job.error = "INTERNAL: fault injected"
             self._finish(job, "FAILED", now)
-        elif self.take_fault("no_output"):
+        elif self._strikes("no_output", worker_id):
             self._finish(job, "COMPLETED", now)
         elif isinstance(result.get("error"), str):
             job.error = result["error"]
@@ -306,50 +276,31 @@ class Platform:
             self.tick(now)
             del self.workers[worker_id]
 
+    def pass_over(self, seconds: float) -> None:
+        """The clock was moved by hand: the workers have not been silent meanwhile."""
+        for worker in self.workers.values():
+            worker.seen += seconds
+
+    def busy(self) -> set[str]:
+        """The workers that hold a job."""
+        return {job.worker for job in self.jobs.values() if job.status == "IN_PROGRESS" and job.worker}
+
     # --- faults ------------------------------------------------------------------------------------------------------
 
     def arm(self, data: Any) -> Fault:
         """Arm a fault from its JSON. Raises Refused(400) that says what is known."""
-        if not isinstance(data, dict):
-            raise Refused(400, 'a fault is an object, for example {"kind": "http", "route": "run", "status": 429}')
-        unknown = sorted(set(data) - set(Fault.__dataclass_fields__))
-        if unknown:
-            raise Refused(400, f"unknown key {', '.join(unknown)}; known are {', '.join(Fault.__dataclass_fields__)}")
-        if data.get("kind") not in tuple(FAULT_KINDS):
-            raise Refused(400, f"unknown kind; known are {', '.join(FAULT_KINDS)}")
-        if data.get("route", "*") not in (*ROUTES, *WORKER_ROUTES, "*"):
-            raise Refused(400, f"unknown route; known are {', '.join((*ROUTES, *WORKER_ROUTES))}, *")
-        for key, low, high, kinds in (
-            ("times", 1, 10_000, (int,)),
-            ("status", 400, 599, (int,)),
-            ("seconds", 0, 600, (int, float)),
-            ("retry_after", 0, 600, (int, float)),
-        ):
-            value = data.get(key, low)
-            if key == "retry_after" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-                whole = "" if float in kinds else "whole "
-                raise Refused(400, f"{key} must be a {whole}number between {low} and {high}")
-        fault = Fault(**data)
-        self.faults.append(fault)
-        return fault
+        return self.faults.arm(data)
 
     def take_fault(self, kind: str, route: str | None = None) -> Fault | None:
         """Use up one armed fault of this kind (and route), if there is one."""
-        for fault in self.faults:
-            everywhere = fault.route == "*" and route in ROUTES
-            if fault.kind == kind and (route is None or fault.route == route or everywhere):
-                fault.times -= 1
-                if fault.times <= 0:
-                    self.faults.remove(fault)
-                return fault
-        return None
+        return self.faults.take(kind, route)
 
     def route_faults(self, route: str) -> dict[str, Fault]:
         """Use up the armed faults that strike one request of a route, by kind."""
-        kinds = [kind for kind in _ROUTE_FAULTS if kind != "unknown_state" or route == "status"]
-        return {kind: fault for kind in kinds if (fault := self.take_fault(kind, route))}
+        return self.faults.of_route(route)
+
+    def _strikes(self, kind: str, worker_id: str) -> bool:
+        return self.faults.take(kind, image=self.images.get(worker_id)) is not None
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from local_runpod.platform import FAULT_KINDS, FINAL, ROUTES, Job, Platform, Refused
+from local_runpod.faults import FAULT_KINDS, ROUTES, Refused
+from local_runpod.platform import FINAL, Job, Platform
 
 RETENTION = {False: 1800.0, True: 60.0}  # /run and /runsync, seconds
 
@@ -436,11 +437,13 @@ def test_a_result_for_a_job_of_another_worker_is_ignored(platform: Platform, res
         ({"kind": "http", "status": 429.5}, "status must be a whole number"),
         ({"kind": "http", "status": "429"}, "status must be a whole number"),
         ({"kind": "http", "status": None}, "status must be a whole number"),
-        ({"kind": "slow", "seconds": -1}, "seconds must be a number between 0 and 600"),
+        ({"kind": "slow", "seconds": -1}, "seconds must be a number between 0 and 86400"),
         ({"kind": "slow", "seconds": None}, "seconds must be a number"),
         ({"kind": "slow", "seconds": float("nan")}, "seconds must be a number"),
         ({"kind": "http", "retry_after": 601}, "retry_after must be a number between 0 and 600"),
         ({"kind": "http", "retry_after": "soon"}, "retry_after must be a number"),
+        ({"kind": "fail", "image": 5}, "image must be text"),
+        ({"kind": "unhealthy", "message": ["no"]}, "message must be text"),
     ],
 )
 def test_a_fault_that_is_not_understood_is_refused_with_what_is_known(

@@ -18,7 +18,8 @@ import pytest
 from aiohttp import web
 
 from local_runpod import server as server_module
-from local_runpod.platform import FAULT_KINDS, Platform
+from local_runpod.faults import FAULT_KINDS
+from local_runpod.platform import Platform
 from local_runpod.server import Server
 
 KEY = "a-key-of-this-test"
@@ -399,6 +400,7 @@ def test_faults_are_listed_armed_and_cleared(remote: Remote) -> None:
 
     assert knobs("GET").json == {"armed": [], "kinds": FAULT_KINDS}
     armed = {"kind": "http", "route": "run", "times": 2, "status": 429, "retry_after": 3, "seconds": 1.0}
+    armed |= {"image": None, "message": None}
     assert knobs("POST", {"kind": "http", "route": "run", "times": 2, "status": 429, "retry_after": 3}).json[
         "armed"
     ] == [armed]
