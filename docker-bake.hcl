@@ -1,9 +1,14 @@
 # What is built, from what, under which name. `make build|test|lint|lock|lock-check` are these targets.
 # Needs buildx 0.13 or newer. Nothing enters a build but images/<image> and the contexts named here, so .env never can.
 
-# Set both to push: REGISTRY=docker.io/you/ VERSION=1.2.3
+# Where images go and under which tag; `make push` sets both: REGISTRY=docker.io/you/ VERSION=1.2.3
 variable "REGISTRY" { default = "" }
 variable "VERSION" { default = "local" }
+# What is attested of an image that is pushed: provenance, sbom, or both with a comma between; `make push` sets it. Not
+# every builder can attest, so nothing is unless it is asked for.
+variable "ATTESTATIONS" { default = "" }
+# The image that lists an image's contents for the SBOM; empty: BuildKit's own choice.
+variable "SBOM_SCANNER" { default = "" }
 # The base images; empty keeps the defaults of the Dockerfiles, pinned by digest.
 variable "PYTHON_BASE" { default = "" }
 variable "TORCH_BASE" { default = "" }
@@ -66,6 +71,11 @@ target "image" {
   }
   target = item.stage
   tags   = ["${REGISTRY}open-synthesis-${item.image}:${VERSION}"]
+  # mode=max: with the build's arguments, so none of them may ever be a secret.
+  attest = concat(
+    contains(split(",", ATTESTATIONS), "provenance") ? ["type=provenance,mode=max"] : [],
+    contains(split(",", ATTESTATIONS), "sbom") ? ["type=sbom${SBOM_SCANNER != "" ? ",generator=${SBOM_SCANNER}" : ""}"] : [],
+  )
 }
 
 # The worker with its model inside: HF_TOKEN=… MODEL_ID=… MODEL_REVISION=… docker buildx bake worker-baked
