@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,13 +15,15 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from local_runpod import catalog
-from local_runpod.management import Account, Log, Rejected, missing
+from local_runpod.basics import Log, Rejected, missing
+from local_runpod.billing import BUCKETS, KINDS, Window, window
+from local_runpod.management import Account
+from local_runpod.resources import PUBLIC_TEMPLATE
 
 BODY_MAX_BYTES = 1_000_000
 AREAS = "serverless|pods|templates|registries|network-volumes|catalog|billing|account"
 QUOTAS = (("minute", 60, 60), ("hour", 3000, 3600), ("day", 50000, 86400))
 LOG_TAIL = (100, 5000)  # default, most
-SECRET = re.compile(r"RUNPOD_SECRET_")
 
 
 @dataclass
@@ -92,7 +94,7 @@ class Api:
 
     def __init__(self, account: Account) -> None:
         self.account = account
-        self._window = (0.0, 0)  # when the minute began, requests in it
+        self._minute = (0.0, 0)  # when the minute began, requests in it
         # Method, path below /v2 ({} is an id), the name for faults, what serves it. A log is served by its own route.
         self.routes: list[tuple[str, str, str, Route]] = [
             ("GET", "serverless", "serverless.list", self._list_endpoints),
@@ -103,12 +105,39 @@ class Api:
             ("GET", "serverless/{}/workers", "serverless.workers", self._workers),
             ("GET", "serverless/{}/releases", "serverless.releases", self._releases),
             ("GET", "serverless/{}/workers/{}/logs", "serverless.logs", self._worker_log),
+            ("GET", "pods", "pods.list", self._list_pods),
+            ("POST", "pods", "pods.create", self._create_pod),
+            ("GET", "pods/{}", "pods.get", self._get_pod),
+            ("PATCH", "pods/{}", "pods.patch", self._update_pod),
+            ("DELETE", "pods/{}", "pods.delete", self._delete_pod),
+            ("POST", "pods/{}/action", "pods.action", self._act_on_pod),
+            ("GET", "pods/{}/logs", "pods.logs", self._pod_log),
+            ("GET", "templates", "templates", lambda _: (200, account.list_templates())),
+            ("POST", "templates", "templates", lambda call: (201, account.create_template(call.body))),
+            ("GET", "templates/{}", "templates", lambda _, name: (200, account.template(name))),
+            ("PATCH", "templates/{}", "templates", lambda call, name: (200, account.update_template(name, call.body))),
+            ("DELETE", "templates/{}", "templates", self._delete_template),
+            ("GET", "registries", "registries", lambda _: (200, account.list_registries())),
+            ("POST", "registries", "registries", lambda call: (201, account.create_registry(call.body))),
+            ("GET", "registries/{}", "registries", lambda _, name: (200, account.registry(name))),
+            ("DELETE", "registries/{}", "registries", self._delete_registry),
+            ("GET", "network-volumes", "network-volumes", lambda _: (200, account.list_volumes())),
+            ("POST", "network-volumes", "network-volumes", self._create_volume),
+            ("GET", "network-volumes/{}", "network-volumes", lambda _, name: (200, account.volume(name))),
+            ("PATCH", "network-volumes/{}", "network-volumes", self._update_volume),
+            ("DELETE", "network-volumes/{}", "network-volumes", self._delete_volume),
+            ("GET", "account/ssh-keys", "account", lambda _: (200, {"keys": account.ssh_keys})),
+            ("PUT", "account/ssh-keys", "account", lambda call: (200, account.set_ssh_keys(call.body))),
+            ("GET", "billing", "billing", self._bill),
+            ("GET", "billing/endpoints", "billing", self._bill_of_none),
+            *(("GET", f"billing/{what}", "billing", lambda call, what=what: self._bill(call, what)) for what in KINDS),
             ("GET", "catalog/gpus", "catalog", self._gpus),
             ("GET", "catalog/gpus/{}", "catalog", self._gpu),
             ("GET", "catalog/cpus", "catalog", self._cpus),
             ("GET", "catalog/cpus/{}", "catalog", self._cpu),
             ("GET", "catalog/datacenters", "catalog", self._centers),
             ("GET", "catalog/datacenters/{}", "catalog", self._center),
+            ("GET", "catalog/templates", "catalog", self._public_templates),
         ]
 
     def find(self, method: str, raw_path: str) -> tuple[str, Route, list[str]]:
@@ -132,11 +161,11 @@ class Api:
     def quota(self, now: float) -> tuple[dict[str, str], float | None]:
         """The headers of an answer, and how long to wait where an armed quota is used up."""
         fault = self.account.faults.armed("rate_limit")
-        begun, count = self._window
+        begun, count = self._minute
         if now - begun >= 60:
             begun, count = now, 0
         count += 1
-        self._window = (begun, count)
+        self._minute = (begun, count)
         left = 60 - int(now - begun)
         quotas = [(name, fault.times if fault and name == "minute" else most, span) for name, most, span in QUOTAS]
         headers = {
@@ -174,6 +203,68 @@ class Api:
 
     def _worker_log(self, call: Call, endpoint: str, worker: str) -> Answer:
         return 200, self.account.worker_log(endpoint, worker, call.now)
+
+    # --- pods, and what they refer to --------------------------------------------------------------------------------
+
+    def _list_pods(self, call: Call) -> Answer:
+        call.choice("includeClusterPods", ("true", "false"))
+        return 200, self.account.list_pods(call.now)
+
+    def _create_pod(self, call: Call) -> Answer:
+        return 201, self.account.pod_view(self.account.create_pod(call.body, call.now), call.now)
+
+    def _get_pod(self, call: Call, pod: str) -> Answer:
+        return 200, self.account.pod_view(self.account.pod(pod, call.now), call.now)
+
+    def _update_pod(self, call: Call, pod: str) -> Answer:
+        return 200, self.account.pod_view(self.account.update_pod(pod, call.body, call.now), call.now)
+
+    def _delete_pod(self, call: Call, pod: str) -> Answer:
+        self.account.delete_pod(pod, call.now)
+        return 204, None
+
+    def _act_on_pod(self, call: Call, pod: str) -> Answer:
+        left = self.account.act_on_pod(pod, call.body, call.now)
+        return (200, self.account.pod_view(left, call.now)) if left else (204, None)
+
+    def _pod_log(self, call: Call, pod: str) -> Answer:
+        return 200, self.account.pod(pod, call.now).log
+
+    def _delete_template(self, call: Call, template: str) -> Answer:
+        used = any(pod.config["template"] == template for pod in self.account.pods.values())
+        self.account.delete_template(template, used)
+        return 204, None
+
+    def _delete_registry(self, call: Call, registry: str) -> Answer:
+        used = any(pod.config["registry"] == registry for pod in self.account.pods.values())
+        self.account.delete_registry(registry, used)
+        return 204, None
+
+    def _create_volume(self, call: Call) -> Answer:
+        return 201, self.account.create_volume(call.body, call.now)
+
+    def _update_volume(self, call: Call, volume: str) -> Answer:
+        return 200, self.account.update_volume(volume, call.body, call.now)
+
+    def _delete_volume(self, call: Call, volume: str) -> Answer:
+        self.account.delete_volume(volume, call.now)
+        return 204, None
+
+    # --- billing -----------------------------------------------------------------------------------------------------
+
+    def _window(self, call: Call) -> Window:
+        size = call.choice("bucketSize", BUCKETS)
+        now = self.account.when(call.now)
+        return window(now, size, call.whole("lastN", 1), call.time("startTime"), call.time("endTime"))
+
+    def _bill(self, call: Call, what: str = "") -> Answer:
+        asked = self._window(call)
+        if not what:
+            return 200, self.account.bill_of_all(asked, call.now)
+        return 200, self.account.bill(what, asked, call.one(KINDS[what].owner), call.now)
+
+    def _bill_of_none(self, call: Call) -> Answer:
+        return 200, self.account.bill_of_none(self._window(call))
 
     # --- catalog -----------------------------------------------------------------------------------------------------
 
@@ -265,6 +356,10 @@ class Api:
             raise missing("data center", center)
         return 200, catalog.center_view(catalog.DATA_CENTERS[center], include)
 
+    def _public_templates(self, call: Call) -> Answer:
+        source = call.choice("source", ("official", "verified", "community"))
+        return 200, {"templates": [PUBLIC_TEMPLATE] if source in (None, "official") else []}
+
 
 CENTER_INCLUDE = ("GPU_AVAILABILITY", "CPU_AVAILABILITY")
 REGIONS = tuple("NORTH_AMERICA SOUTH_AMERICA EUROPE ASIA MIDDLE_EAST AFRICA OCEANIA ANTARCTICA UNKNOWN".split())
@@ -324,6 +419,3 @@ async def stream_log(
         sent = first[-1][0] if first else sent
     await response.write_eof()
     return response
-
-
-Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]

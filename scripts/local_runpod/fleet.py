@@ -8,7 +8,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from local_runpod.management import Endpoint, Worker
+from local_runpod.serverless import Endpoint, Worker
 
 if TYPE_CHECKING:
     from local_runpod.server import Server

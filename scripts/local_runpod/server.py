@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import hmac
 import json
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,8 +26,9 @@ from typing import Any
 from aiohttp import web
 
 from local_runpod.api import AREAS, BODY_MAX_BYTES, Api, Call, NotAllowed, stream_log
+from local_runpod.basics import Log, Rejected
 from local_runpod.faults import FAULT_KINDS, Fault, Refused
-from local_runpod.management import Account, Endpoint, Log, Rejected
+from local_runpod.management import Account
 from local_runpod.platform import (
     FINAL,
     RESULT_MAX_BYTES,
@@ -35,6 +37,7 @@ from local_runpod.platform import (
     STREAM_CHUNK_MAX_BYTES,
     Platform,
 )
+from local_runpod.serverless import Endpoint
 
 HOLD = 2.0  # seconds that a worker's request for jobs, or for jobs to stop, is held open
 HTML = "<html><body>Just a moment…</body></html>"
@@ -357,7 +360,9 @@ class Server:
                 if http.retry_after is not None:
                     headers["Retry-After"] = f"{http.retry_after:g}"
                 raise Rejected(http.status, http.message or "fault injected")
-            body = await _json(request, BODY_MAX_BYTES) if request.method in ("POST", "PATCH", "PUT") else None
+            body = (
+                await _json(request, BODY_MAX_BYTES, whole=True) if request.method in ("POST", "PATCH", "PUT") else None
+            )
             call = Call(body, request.query, self.clock(), str(request.url.origin()))
             async with self.change():
                 self.account.tick(call.now)
@@ -458,16 +463,30 @@ def _http_fault(fault: Fault) -> web.StreamResponse:
     return web.json_response({"error": "fault injected"}, status=fault.status, headers=headers)
 
 
-async def _json(request: web.Request, limit: int) -> Any:
-    """The request's body as strict JSON (no NaN), whatever its Content-Type says: the SDK sends a form type."""
+async def _json(request: web.Request, limit: int, *, whole: bool = False) -> Any:
+    """The request's body as strict JSON (no NaN), whatever its Content-Type says: the SDK sends a form type.
+
+    `whole`: 1.0 is read as 1, because JSON does not tell them apart.
+    """
     body = await request.read()
     if len(body) > limit:
         raise Refused(413, f"the body has {len(body)} bytes, {limit} are allowed")
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        return json.loads(body, parse_constant=_no_constant, parse_float=_whole_float if whole else _finite_float)
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is not JSON: {error}") from error
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite_float(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is too large")
+    return value
+
+
+def _whole_float(text: str) -> float:
+    value = _finite_float(text)
+    return int(value) if value.is_integer() else value
