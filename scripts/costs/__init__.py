@@ -1,0 +1,1 @@
+"""What a model will cost (`python -m costs estimate`), and what it has cost (`python -m costs costs`)."""
