@@ -37,6 +37,8 @@ BATCH = 512
 # Chroma orders equally near chunks by chance: this many more are looked at, so that the last place is not left to it.
 TIES = 20
 _CORPUS = "corpus"
+_TENANT = ("default_tenant", "default_database")
+_INCLUDE = ["documents", "metadatas", "distances"]
 
 
 @dataclass(frozen=True)
@@ -242,22 +244,10 @@ class Domain:
         Goes to Chroma's engine directly: importing the chromadb package costs half a second that every question would
         pay, its engine 20 ms. The lock file pins both to one version, and tests/client compares the two.
         """
-        import chromadb_rust_bindings as engine
-
-        database = engine.SqliteDBConfig(
-            url=str(self.index_folder / "chroma.sqlite3"),
-            hash_type=engine.MigrationHash.MD5,
-            migration_mode=engine.MigrationMode.Validate,
-        )
-        tenant = ("default_tenant", "default_database")
-        include = ["documents", "metadatas", "distances"]
+        chroma, collection = self._engine()
         with self._readable():
-            chroma = engine.Bindings(
-                allow_reset=False, sqlite_db_config=database, persist_path=str(self.index_folder), hnsw_cache_size=16
-            )
-            collection = chroma.get_collection(COLLECTION, *tenant)
             found = chroma.query(
-                str(collection.id), None, [vector.tolist()], n_results + TIES, None, None, include, *tenant
+                str(collection.id), None, [vector.tolist()], n_results + TIES, None, None, _INCLUDE, *_TENANT
             )
         hits = [
             Hit(chunk_id, text, json.loads(metadata["record"]), round(1 - distance, 6))
@@ -266,3 +256,29 @@ class Domain:
             )
         ]
         return sorted(hits, key=lambda hit: (-hit.similarity, hit.chunk_id))[:n_results]
+
+    def probe(self) -> int:
+        """Open the index, let it answer something, and count its chunks. Raises Problem where it cannot be read."""
+        chroma, collection = self._engine()
+        with self._readable():
+            count = int(chroma.count(str(collection.id), *_TENANT))
+            if count:
+                chroma.query(
+                    str(collection.id), None, [[1.0] * collection.dimension], 1, None, None, _INCLUDE, *_TENANT
+                )
+        return count
+
+    def _engine(self) -> tuple[Any, Any]:
+        """Chroma's engine over the index, and the collection of the chunks; nothing is made that is not there."""
+        import chromadb_rust_bindings as engine
+
+        database = engine.SqliteDBConfig(
+            url=str(self.index_folder / "chroma.sqlite3"),
+            hash_type=engine.MigrationHash.MD5,
+            migration_mode=engine.MigrationMode.Validate,
+        )
+        with self._readable():
+            chroma = engine.Bindings(
+                allow_reset=False, sqlite_db_config=database, persist_path=str(self.index_folder), hnsw_cache_size=16
+            )
+            return chroma, chroma.get_collection(COLLECTION, *_TENANT)
