@@ -111,6 +111,7 @@ def deploy() -> int:
                 rollout.change(platform, made)
             assert state.endpoint_id
             rollout.settle(platform, state.endpoint_id, desired.body, max(desired.propagation, 1.0))
+            state.settled()
             _alone_with_name(platform, state)
             answer = rollout.wait_and_prove(platform, state.endpoint_id, desired.body, input_, deadline)
         except rollout.BadRelease as cause:

@@ -59,13 +59,20 @@ def gather(platform: Platform, state: State, desired: Desired, actual: dict[str,
         "queue": queue,
         "releases": {
             "rollout": (releases or {}).get("rollout"),
-            "newest": ((releases or {}).get("releases") or [])[:SHOWN_RELEASES],
+            "newest": [_release(release) for release in ((releases or {}).get("releases") or [])[:SHOWN_RELEASES]],
         },
         "drift": plans.as_dict(drift),
         "usd_per_hour": _cost(platform, actual, listed, problems),
         "proof": {"at": newest["proven"], **newest["smoke"]} if newest else None,
         "problems": problems,
     }
+
+
+def _release(release: dict[str, Any]) -> dict[str, Any]:
+    """A release by what changed in it. The values are not shown: among them may be a secret that was typed into the console."""
+    diff = [entry for entry in release.get("diff") or [] if isinstance(entry, dict)]
+    kept = {key: release.get(key) for key in ("version", "createdAt", "source", "workerCount")}
+    return {**kept, "fields": [str(entry.get("field")) for entry in diff]}
 
 
 def _cost(
@@ -116,10 +123,7 @@ def text(seen: dict[str, Any]) -> str:
             f"rollout   {rollout.get('workersOnLatest')} of {rollout.get('workersTotal')} workers on the newest release"
         )
     for release in releases["newest"]:
-        fields = (
-            ", ".join(str(entry.get("field")) for entry in release.get("diff") or [] if isinstance(entry, dict))
-            or "the first"
-        )
+        fields = ", ".join(release["fields"]) or "the first"
         lines.append(f"            {release.get('version')}  {release.get('createdAt')}  {fields}")
     lines.append(
         f"drift     {'none' if seen['drift']['action'] == 'none' else ', '.join(change['field'] for change in seen['drift']['changes'])}"

@@ -71,10 +71,10 @@ class Platform:
     def find_intended(self, state: State, propagation: float) -> dict[str, Any] | None:
         """`find`, but where a create was begun and its end is not known, for as long as the endpoint may take to appear."""
         found = self.find(state)
-        begun = state.intended_seconds_ago()
-        if found or begun is None:
+        if found or not state.intended():
             return found
-        end = self.clock() + max(0.0, propagation - begun)
+        # It was sent before now, so it has appeared by then, however long the sending took.
+        end = self.clock() + propagation
         self.say(f"an earlier deploy was interrupted while it made {state.name}: looking whether it appears")
         pause = POLL[0]
         while not found and (left := end - self.clock()) > 0:
@@ -104,9 +104,9 @@ def create(platform: Platform, plan: Plan, state: State, propagation: float) -> 
             raise Problem(
                 "the answer to the create holds no id; run make deploy again, it looks for the name", REMOTE_FAILED
             )
+        # The intent stays until the endpoint can be seen: an id alone is 404 for a while, like one that was deleted.
         state.endpoint_id = endpoint_id
         state.write()
-        state.settled()
         platform.say(f"made endpoint {endpoint_id}")
         return endpoint_id
     raise Problem(

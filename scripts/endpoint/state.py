@@ -42,6 +42,8 @@ class State:
     def _read(self) -> None:
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
+            if not isinstance(data["api"], str):
+                raise TypeError("api")
             if data["api"] != self.api_url:
                 raise Problem(
                     f"{self.path} is about {data['api']}, not about {self.api_url}; set DEPLOY_DIR to another folder for that"
@@ -96,22 +98,20 @@ class State:
     def intend(self) -> None:
         """Note, before it is sent, that an endpoint of this name is about to be made."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._intent, to_json({"api": self.api_url, "name": self.name, "at": time.time()}))
+        write_atomic(self._intent, to_json({"api": self.api_url, "name": self.name, "at": utc()}))
 
-    def intended_seconds_ago(self) -> float | None:
-        """How long ago a create was begun whose end is not known; None if there is none."""
+    def intended(self) -> bool:
+        """Was a create begun whose end is not known? A note that cannot be read counts as one."""
         try:
             data = json.loads(self._intent.read_text(encoding="utf-8"))
-            if (data["api"], data["name"]) != (self.api_url, self.name):
-                return None
-            return max(0.0, time.time() - float(data["at"]))
+            return (data["api"], data["name"]) == (self.api_url, self.name)
         except FileNotFoundError:
-            return None
+            return False
         except (OSError, ValueError, KeyError, TypeError):
-            return 0.0
+            return True
 
     def settled(self) -> None:
-        """The create's outcome is known."""
+        """The create's outcome is known: refused, or the endpoint can be seen."""
         self._intent.unlink(missing_ok=True)
 
     @contextmanager
