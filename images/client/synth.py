@@ -70,8 +70,8 @@ class Interrupts:
             if self.mode != "hold":
                 sleep(seconds)
                 return
-            self.set("raise")
             try:
+                self.set("raise")  # what has arrived meanwhile is raised here
                 sleep(seconds)
             finally:
                 self.mode = "hold"
