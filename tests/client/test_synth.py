@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from tests.client.support import (
     wait_for,
 )
 
+import synth
 from common.problems import BAD_INPUT, FLAGGED, INTERRUPTED, OK, REMOTE_FAILED, TRY_LATER
 from progress import Progress
 
@@ -472,6 +474,16 @@ def test_a_signal_between_two_attempts_to_send_says_what_may_be_left(client: Cli
     assert (outcome.code, client.runs()) == (INTERRUPTED, [])
     assert "if the job was accepted, it ends by itself within 180 s\ninterrupted\n" in outcome.err
     assert len(scripted.asked("run")) == 1
+
+
+def test_a_signal_that_arrived_while_sending_is_raised_in_the_next_wait_and_is_still_held_there() -> None:
+    """Its caller tells by the mode that a job may be on its way."""
+    with synth.Interrupts() as interrupts:
+        interrupts.set("hold")
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.during(lambda seconds: None)(1.0)
+        assert interrupts.mode == "hold"
 
 
 def test_a_second_signal_does_not_stop_the_cancelling(client: Client, platform: LocalRunPod) -> None:
