@@ -154,6 +154,23 @@ def test_what_differs_from_the_guide_is_the_price() -> None:
         assert 0.5 < rent < 1 < serving < 1.6  # pods have become cheaper, serverless dearer
 
 
+def test_the_documented_comparison_is_what_is_computed() -> None:
+    page = (CONFIG.parent / "docs" / "costs.md").read_text()
+    table = prices.Prices([prices.table(CONFIG / "prices.yaml")])
+    found = [estimate.estimate(model, table, estimate.Plan()) for model in KNOWN.values()]
+    for each, name in zip(found, ("Qwen3-14B", "Qwen3-32B", "Llama 3.3 70B"), strict=True):
+        assert each.ablation
+        assert each.warm
+        assert each.alone
+        rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| a")}
+        assert f"| ${show.two_digits(each.ablation.expected)} |" in rows[f"ablation, {name}"]
+        told = f"${show.two_digits(each.warm.expected)} warm, ${show.two_digits(each.alone.expected)} alone"
+        assert told in rows[f"a synthesis, {name}"]
+    study = found[1].case_study
+    assert study
+    assert f"${show.two_digits(study.expected)}, at most ${show.two_digits(study.high)}" in page
+
+
 def test_the_parts_of_an_estimate() -> None:
     plan = estimate.Plan(domains=2, syntheses=5, idle_seconds=30)
     found = estimate.estimate(SMALL, prices.Prices([GUIDE]), plan)
@@ -693,6 +710,39 @@ def test_ablations_of_other_kinds(
     ablate(place, **changes)
     found, out = call("costs")
     assert (found, words in out) == (code, True), out
+
+
+def test_an_endpoint_of_the_local_account(call: Call, place: Path, runpod: Runpod) -> None:
+    """GPUs, prices and bills as the management API really sends them."""
+    made = runpod.ok(
+        "POST",
+        "serverless",
+        {
+            "name": "costs",
+            "type": "QUEUE",
+            "image": "a/b:1",
+            "gpu": {"pools": ["ADA_24"], "count": 1},
+            "workers": {"min": 1, "max": 1},
+            "scaling": {"type": "QUEUE_DELAY", "queueDelay": 4},
+        },
+    )
+    pod = runpod.ok("POST", "pods", {"name": "x", "image": "a/b:1", "gpu": {"id": "NVIDIA A40", "count": 1}})
+    runpod.advance(600)
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    keep(place, now, job=job(made["id"]))
+    code, out = call("costs", AS="json", RUNPOD_API_KEY=runpod.key, RUNPOD_API_URL=runpod.api)
+    data = json.loads(out)
+    [row] = data["endpoints"]
+    price = next(gpu for gpu in runpod.ok("GET", "catalog/gpus")["gpus"] if gpu["pool"] == "ADA_24")["price"][
+        "serverless"
+    ]
+    assert row["usd"]["expected"] == pytest.approx(120 * price / 3600, abs=1e-4)
+    # A worker that was kept warm for ten minutes was billed for them, whatever the one job took.
+    assert row["billed"] == pytest.approx(600 * price / 3600, rel=0.05)
+    assert code == 3
+    assert len(data["flags"]) == 1
+    assert "the bill is" in data["flags"][0]
+    assert data["pods_billed"][pod["id"]] > 0.07
 
 
 def test_whose_model_it_is() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from local_server import Runpod, local_server
 
 import pods
 import runpod_api
@@ -333,3 +335,114 @@ def test_usage_and_missing_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AS", "yaml")
     with pytest.raises(Problem, match="AS=yaml is unknown"):
         pods.main()
+
+
+# --- on the local RunPod -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runpod(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runpod]:
+    """A local RunPod with five pods, and the environment that leads there: two of ours are overdue, one is not, one has
+    no deadline, one is somebody else's."""
+    now = int(time.time())
+    names = (
+        f"os-ablate-0000000a-exp{now - 900}",
+        f"os-ablate-0000000b-exp{now - 901}",
+        f"os-ablate-0000000c-exp{now + 900}",
+    )
+    monkeypatch.delenv("AS", raising=False)
+    with local_server() as server:
+        for name in (*names, "os-ablate-by-hand", "somebody-elses"):
+            server.ok("POST", "pods", {"name": name, "image": "a/b:1", "gpu": {"id": "NVIDIA A40", "count": 1}})
+        monkeypatch.setenv("RUNPOD_API_KEY", server.key)
+        monkeypatch.setenv("RUNPOD_API_URL", server.api)
+        server.forget_calls()
+        yield server
+
+
+def left(runpod: Runpod) -> list[str]:
+    return sorted(each["name"].split("-exp")[0] for each in runpod.ok("GET", "pods")["pods"])
+
+
+KEPT = ["os-ablate-0000000c", "os-ablate-by-hand", "somebody-elses"]
+
+
+def test_pods_as_the_platform_lists_them(
+    runpod: Runpod, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "list") == 3
+    out = capsys.readouterr().out
+    assert "0.44" in out
+    assert "15 min ago" in out
+    assert "in 14 min" in out
+    assert "1 pod whose name does not begin with os-: never touched from here" in out
+    assert "2 overdue, still billed: make reap" in out
+    assert runpod.mutating() == []
+
+
+def test_reap_on_the_platform(
+    runpod: Runpod, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pods, "WINDOW", 0.05)
+    monkeypatch.setattr(pods, "PAUSE", 0.02)
+    assert call(monkeypatch, "reap") == 0
+    out = capsys.readouterr().out
+    assert out.count("gone: os-ablate-") == 2
+    assert left(runpod) == KEPT
+    assert len(runpod.mutating()) == 2
+    runpod.forget_calls()
+    monkeypatch.setenv("AS", "json")
+    assert call(monkeypatch, "reap") == 0
+    assert json.loads(capsys.readouterr().out) == {"format": 1, "gone": {}, "unproven": {}}
+    assert runpod.mutating() == []
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [{"kind": "http", "route": "pods.delete", "status": 503, "times": 3}],
+        [{"kind": "http", "route": "pods.delete", "status": 429, "retry_after": 2, "times": 2}],
+        [{"kind": "http", "route": "pods.delete", "status": 409, "times": 2}],
+        [{"kind": "lost_answer", "route": "pods.delete", "times": 2}],
+        [{"kind": "lost_request", "route": "pods.delete"}, {"kind": "html", "route": "pods.get", "times": 2}],
+        [{"kind": "http", "route": "pods.get", "status": 500, "times": 40}, {"kind": "html", "route": "pods.list"}],
+    ],
+)
+def test_reap_through_faults(runpod: Runpod, faults: list[dict[str, Any]]) -> None:
+    """Whatever goes wrong on the way: in the end the overdue ones are gone, seen to be gone, and the others are there."""
+    elapsed = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal elapsed
+        elapsed += seconds
+
+    account = runpod_api.Api(runpod.key, runpod.api, clock=lambda: elapsed, sleep=sleep)
+    for fault in faults:
+        runpod.arm(**fault)
+    reaped = pods.reap(account, clock=lambda: elapsed, sleep=sleep)
+    assert len(reaped.gone) == 2
+    assert not reaped.unproven
+    assert left(runpod) == KEPT
+
+
+def test_a_pod_that_cannot_be_deleted_is_named(runpod: Runpod) -> None:
+    elapsed = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal elapsed
+        elapsed += seconds
+
+    runpod.arm("http", route="pods.delete", status=403, times=10_000)
+    account = runpod_api.Api(runpod.key, runpod.api, clock=lambda: elapsed, sleep=sleep)
+    reaped = pods.reap(account, clock=lambda: elapsed, sleep=sleep)
+    assert not reaped.gone
+    assert len(reaped.unproven) == 2
+    assert all("HTTP 403" in reason for reason in reaped.unproven.values())
+
+
+def test_a_key_that_is_refused(runpod: Runpod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNPOD_API_KEY", "another")
+    for verb in ("list", "reap"):
+        with pytest.raises(ApiError, match="check RUNPOD_API_KEY") as caught:
+            call(monkeypatch, verb)
+        assert caught.value.code == 5
