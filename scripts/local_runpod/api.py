@@ -41,7 +41,7 @@ class Call:
 
     def many(self, name: str, known: tuple[str, ...] = (), pattern: str = "") -> tuple[str, ...]:
         """The values of a parameter that are separated by commas."""
-        values = tuple(value for part in self.query.getall(name, []) for value in part.split(",") if value)
+        values = tuple(value for part in self.query.getall(name, []) for value in part.split(","))
         for value in values:
             if (known and value not in known) or not re.fullmatch(pattern or ".*", value, re.DOTALL):
                 raise unfit(name, f"must be {' or '.join(known) if known else f'like {pattern}'}")
@@ -388,7 +388,8 @@ async def stream_log(
     """Send a log as server-sent events: what is asked of the past, then what comes, until nothing has for `hold` s."""
     source = call.choice("source", ("container", "system"))
     tail = call.whole("tail", 0, LOG_TAIL[1])
-    resume = parse_time(request.headers.get("Last-Event-ID"), "Last-Event-ID")
+    cursor = request.headers.get("Last-Event-ID")
+    resume = parse_time(cursor and cursor.partition("/")[0], "Last-Event-ID")
     since = call.time("since")
 
     def wanted(after: datetime | None) -> list[tuple[datetime, Any]]:

@@ -79,7 +79,7 @@ class Server:
     def application(self) -> web.Application:
         """The aiohttp application."""
         app = web.Application(client_max_size=RUNSYNC_MAX_BYTES + 1_000_000, middlewares=[self._refusals])
-        app.router.add_route("*", f"/v2/{{area:{AREAS}}}{{tail:(/.*)?}}", self._manage)
+        app.router.add_route("*", f"/v2/{{area:{AREAS}}}{{tail:(/[\\s\\S]*)?}}", self._manage)
         at = "/v2/{endpoint}"
         client: list[tuple[str, str, str, Callable[[web.Request, Platform], Awaitable[Any]]]] = [
             ("POST", "run", "", self._run),
