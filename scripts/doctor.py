@@ -351,6 +351,13 @@ def ask_management(endpoint_id: str, wanted_max: int | None) -> list[Line]:
     return [*lines, workers_line(endpoint, wanted_max)] if endpoint_id else lines
 
 
+def _unmanaged(line: Line) -> Line:
+    """The line about an endpoint that takes jobs, although the management API does not have it: no problem then."""
+    if (line.state, line.what) != ("problem", "endpoint"):
+        return line
+    return Line("note", "endpoint", "this key may not see it in the management API, or it is the local RunPod's own")
+
+
 def workers_line(endpoint: Mapping[str, Any], wanted_max: int | None) -> Line:
     """Can the endpoint start workers, and as many as config/endpoint.yaml says?"""
     workers = endpoint.get("workers")
@@ -502,7 +509,7 @@ def at_once(checks: Mapping[str, Check], seconds: float) -> dict[str, list[Line]
         try:
             found[what] = check()
         except ImportError:
-            mend = "make build, then make doctor"
+            mend = "scripts/run ops -- true, then make doctor"
             found[what] = [Line("unknown", what, "not checked: the ops environment is not built", mend)]
         except Exception as error:  # a library's words may hold anything, so only its kind is shown
             found[what] = [Line("unknown", what, f"no answer ({type(error).__name__})", "check the network")]
@@ -561,6 +568,8 @@ def main(arguments: list[str]) -> int:
     state = deployed(deploy, os.environ)
     checks, silent = remote_checks(os.environ, state, config)
     answers = at_once(checks, DEADLINE)  # meanwhile scripts/doctor looks at the machine, and writes into the pipe
+    if any(line.state == "ok" for line in answers.get("endpoint", [])):
+        answers["RUNPOD_API_KEY"] = [_unmanaged(line) for line in answers.get("RUNPOD_API_KEY", [])]
     host = read_host(sys.stdin)
     lines = (
         host.lines + variables(os.environ, known, host) + silent + [line for part in answers.values() for line in part]

@@ -547,7 +547,7 @@ def test_a_check_that_hangs_or_breaks_is_a_line_and_holds_nothing_up() -> None:
     never.set()
     assert list(found) == ["a", "b", "c", "d"]
     assert [line.state for lines in found.values() for line in lines] == ["unknown", "unknown", "unknown", "ok"]
-    assert found["c"][0].mend.startswith("make build")
+    assert found["c"][0].mend.startswith("scripts/run ops -- true")
     assert HUB_TOKEN not in str(found)
 
 
@@ -637,7 +637,7 @@ def test_a_bare_machine_is_told_what_to_install(tree: Tree) -> None:
     assert "python3-venv" in lines["problem", "python"]
     assert "install git" in lines["problem", "git"]
     assert "no Docker engine answers" in lines["off", "engine"]
-    assert "make build" in lines["unknown", "variables, services"]
+    assert "install Docker, or Python" in lines["unknown", "variables, services"]
     done = tree.doctor()
     assert (done.returncode, done.stderr) == (3, "")
     assert "\nproblem  python " in done.stdout
@@ -763,6 +763,41 @@ def test_models_the_store_and_the_local_runpod(tree: Tree) -> None:
     assert "make down" in lines["problem", "local RunPod"]
 
 
+@pytest.mark.parametrize(
+    ("check", "state", "words"),
+    [
+        (r"printf 'begin\tsleep\nline\tok\tstore\tdomain sleep opens\t\nend\n'", "ok", "domain sleep opens"),
+        (
+            r"printf 'begin\ta\nline\tok\tstore\tdomain a opens\t\nbegin\tsleep\n'; kill -SEGV $$",
+            "problem",
+            "domain sleep: ",
+        ),
+        (r"printf 'begin\tsleep\n'; exec sleep 40", "problem", "domain sleep: opening its index crashed or hung"),
+        ("echo an error >&2; exit 2", "unknown", "could not be opened"),
+    ],
+)
+def test_a_domain_that_takes_its_process_along_is_named(tree: Tree, check: str, state: str, words: str) -> None:
+    # This git hashes everything to the same, so whatever was built is current.
+    tree.with_python().program("git", "[[ $1 == hash-object ]] || exit 1; cat >/dev/null; echo 0")
+    for folder, files in (
+        (".venvs/client", [".stamp"]),
+        (".venvs/model", [".stamp"]),
+        ("store/sleep", ["records.jsonl"]),
+    ):
+        (tree.folder / folder).mkdir(parents=True)
+        for file in files:
+            (tree.folder / folder / file).write_text("0\n", encoding="utf-8")
+    (tree.folder / "images" / "client").mkdir(parents=True)
+    program = tree.folder / "scripts" / "run"
+    program.write_text(f"#!{shutil.which('bash')}\nmkdir -p runs\n{check}\n", encoding="utf-8")
+    program.chmod(0o755)
+    start = time.monotonic()
+    _, lines = tree.lines()
+    assert time.monotonic() - start < 20
+    assert words in lines[state, "store"]
+    assert not (tree.folder / "runs").exists()
+
+
 def test_the_whole_screen_of_an_endpoint_on_the_local_runpod(tree: Tree) -> None:
     tree.with_python().program("git", "exit 1")
     registry = Registry()
@@ -780,6 +815,15 @@ def test_the_whole_screen_of_an_endpoint_on_the_local_runpod(tree: Tree) -> None
     assert code == 0, lines
     for what in ("RUNPOD_API_KEY", "workers", "endpoint", "HF_TOKEN", "image"):
         assert ("ok", what) in lines, lines
+
+
+def test_the_local_runpods_own_endpoint_is_no_problem(tree: Tree) -> None:
+    tree.with_python().program("git", "exit 1")
+    with local_server() as runpod:
+        key = {"RUNPOD_API_KEY": runpod.key, "RUNPOD_API_URL": runpod.api, "RUNPOD_JOBS_URL": runpod.api}
+        code, lines = tree.lines(**key, RUNPOD_ENDPOINT_ID="local")
+        assert (code, "local RunPod's own" in lines["note", "endpoint"]) == (0, True)
+        assert ("problem", "endpoint") in tree.lines(**key, RUNPOD_ENDPOINT_ID="not-there")[1]
 
 
 def test_without_a_network_all_that_is_remote_is_unknown_and_soon(tree: Tree) -> None:
