@@ -67,15 +67,15 @@ verify: ## Measure an ablated model against its base: MODEL=Qwen/Qwen3-14B ABLAT
 push: ## Build and push the worker's image, note its digest: REGISTRY=docker.io/you/ [VERSION=1] [WHAT=worker] [ATTEST=0]
 	@$(call do,scripts/push)
 plan: ## Show how RunPod's endpoint differs from config/endpoint.yaml: [ON=local] [AS=json|markdown] [UNVERIFIED=1]
-	@$(call do,scripts/deploy plan)
+	@$(call do,scripts/ops python -m endpoint plan)
 deploy: ## Make it so, prove it with a job, roll back if it fails: [ON=local] [UNVERIFIED=1]
-	@$(call do,scripts/deploy deploy)
+	@$(call do,scripts/ops python -m endpoint deploy)
 status: ## Workers, queue, releases, drift, cost per hour, last proof: [ON=local] [AS=json]
-	@$(call do,scripts/deploy status)
+	@$(call do,scripts/ops python -m endpoint status)
 rollback: ## Put the release before the newest one back: [ON=local]
-	@$(call do,scripts/deploy rollback)
+	@$(call do,scripts/ops python -m endpoint rollback)
 destroy: ## Delete the endpoint: NAME=open-synthesis [ON=local]
-	@$(call do,scripts/deploy destroy)
+	@$(call do,scripts/ops python -m endpoint destroy)
 
 ##@ 3 Synthesise
 synth: ## Answer a question, cited: Q="…" DOMAIN=psychology
@@ -93,20 +93,20 @@ down: ## End them: no process, no container is left
 doctor: ## One screen: what works here, what does not, and what mends it [AS=json]
 	@scripts/doctor
 estimate: ## What ablating and serving a model costs: [MODEL=Qwen/Qwen3-14B] [DOMAINS=4] [SYNTHESES=10] [AS=json]
-	@$(call do,scripts/run ops -- python -m costs estimate)
+	@$(call do,scripts/ops python -m costs estimate)
 costs: ## What runs really took and cost, against the estimate: [MONTH=2026-11] [AS=json]
-	@$(call do,scripts/run ops -- python -m costs costs)
-pods: ## List this project's pods on RunPod
-	@$(call do,scripts/run ops -- python -m pods list)
-reap: ## Delete those whose deadline has passed, and see that they are gone
-	@$(call do,scripts/run ops -- python -m pods reap)
+	@$(call do,scripts/ops python -m costs costs)
+pods: ## List this project's pods on RunPod [ON=local] [AS=json]
+	@$(call do,scripts/ops python -m pods list)
+reap: ## Delete those whose deadline has passed, and see that they are gone [ON=local] [AS=json]
+	@$(call do,scripts/ops python -m pods reap)
 
 ##@ Develop
 build: ## Build the images (docker) or the environments (venv) that synth needs
 	@$(call do,scripts/build)
 test: ## Run all tests, inside the images
 	@$(call do,scripts/test)
-lint: ## ruff, mypy, shellcheck, hadolint
+lint: ## ruff, mypy, shellcheck, hadolint, actionlint, zizmor, schemas
 	@$(call do,scripts/develop lint)
 lock: ## Write each image's lock from its pyproject.toml
 	@$(call do,scripts/develop lock)
