@@ -47,10 +47,12 @@ $(call need,preflight,MODEL,make preflight MODEL=Qwen/Qwen3-14B)
 $(call need,verify,MODEL,make verify MODEL=Qwen/Qwen3-14B ABLATED=you/Qwen3-14B-ablated)
 $(call need,verify,ABLATED,make verify MODEL=Qwen/Qwen3-14B ABLATED=you/Qwen3-14B-ablated)
 
-# $(call do,COMMAND): run a program of a verb with .env. make itself can only answer 0 or 2, so 3 (flagged), 4 (not
-# checked) and 10 (changes pending) count as done unless STRICT=1; on any other code the last line says the code.
-do = code=0; scripts/with-env $(1) || code=$$?; \
+# $(call ran,COMMAND): run a verb's program. make itself can only answer 0 or 2, so 3 (flagged), 4 (not checked) and 10
+# (changes pending) count as done unless STRICT=1; on any other code the last line says the code.
+ran = code=0; $(1) || code=$$?; \
   case "$$code:$(filter-out 0,$(STRICT))" in 0:*|3:|4:|10:) ;; *) echo "$@: exit code $$code" >&2; exit $$code ;; esac
+# $(call do,COMMAND): the same, with the variables of .env.
+do = $(call ran,scripts/with-env $(1))
 
 .PHONY: help ablate preflight verify push plan deploy status rollback destroy synth retrieve ingest up down doctor \
   estimate costs pods reap build test lint lock lock-check bench
@@ -91,7 +93,7 @@ up: ## Start the local RunPod and its worker (synth does it by itself)
 down: ## End them: no process, no container is left
 	@$(call do,scripts/down)
 doctor: ## One screen: what works here, what does not, and what mends it [AS=json]
-	@scripts/doctor
+	@$(call ran,scripts/doctor)
 estimate: ## What ablating and serving a model costs: [MODEL=Qwen/Qwen3-14B] [DOMAINS=4] [SYNTHESES=10] [AS=json]
 	@$(call do,scripts/ops python -m costs estimate)
 costs: ## What runs really took and cost, against the estimate: [MONTH=2026-11] [AS=json]
