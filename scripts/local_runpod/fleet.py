@@ -105,7 +105,9 @@ class Fleet:
                 self.kill(worker.id)
                 del self._groups[worker.id]
                 await process.wait()
-                await reading
+                # A child that has left the group may hold the other end of its output open.
+                await asyncio.wait((reading,), timeout=1)
+                reading.cancel()
         async with self.server.change():
             account.exited(worker.id, code, clock())
 

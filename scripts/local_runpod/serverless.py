@@ -157,7 +157,7 @@ class Serverless(Resources):
         workers = endpoint.config["workers"]
         for seconds, most in IDLE_SCALE_DOWN:
             if now - since >= seconds and workers["max"] > most:
-                workers["max"] = most
+                workers.update(max=most, min=min(most, workers["min"]))
 
     def _move_workers(self, endpoint: Endpoint, now: float) -> None:
         busy = endpoint.platform.busy()
@@ -206,13 +206,14 @@ class Serverless(Resources):
             if worker.id not in busy:
                 self._end(endpoint, worker, now)
         alive = [worker for worker in alive if not worker.draining and not worker.ending]
-        for _ in range(self._wanted(endpoint, alive, now, low, high) - len(alive)):
+        wanted = self._wanted(endpoint, alive, now, low, high)
+        for _ in range(wanted - len(alive)):
             self._add(endpoint, now)
             endpoint.scaled_at = now
         left = len(alive)
         for worker in alive:
             timeout = bounds.get("idleTimeout", 10)
-            if left > low and worker.ready is not None and worker.id not in busy and now - worker.idle_since > timeout:
+            if left > wanted and worker.ready is not None and worker.id not in busy and now - worker.idle_since > timeout:
                 self._end(endpoint, worker, now)
                 left -= 1
 
@@ -339,6 +340,8 @@ class Serverless(Resources):
         worker.process = False
         worker.log.add("system", f"exited with code {code}", self.when(now))
         endpoint.platform.lose_worker(worker.id, now)
+        if worker.draining:
+            self._end(endpoint, worker, now)
         if worker.ending:
             self._forget(endpoint, worker, now)
             return
@@ -466,8 +469,10 @@ class Serverless(Resources):
         return endpoint
 
     def delete_endpoint(self, endpoint_id: str, now: float) -> Endpoint:
-        """DELETE /v2/serverless/{id}; gives it back so that its processes can be ended."""
+        """DELETE /v2/serverless/{id}; gives back what was there."""
         endpoint = self.endpoint(endpoint_id, now)
+        for job in list(endpoint.platform.jobs):
+            endpoint.platform.cancel(job, now)
         for worker in list(endpoint.workers.values()):
             self._end(endpoint, worker, now)
         del self.endpoints[endpoint_id]

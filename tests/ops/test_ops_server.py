@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import http.client
 import json
 import socket
@@ -12,17 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
-from aiohttp import web
+from local_server import KEY, Answer, Clock, Runpod, local_server
 
 from local_runpod import server as server_module
 from local_runpod.faults import FAULT_KINDS
-from local_runpod.platform import Platform
 from local_runpod.server import Server
 
-KEY = "a-key-of-this-test"
 CLIENT_ROUTES = [
     ("POST", "run"),
     ("POST", "runsync"),
@@ -44,53 +39,36 @@ WORKER_ROUTES = [
 
 
 @dataclass
-class Clock:
-    """Real time, which a test can move on."""
-
-    ahead: float = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self.ahead
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-@dataclass
 class Remote:
-    """The server, seen from the other end of a connection."""
+    """The endpoint `local`, as its clients and its workers see it."""
 
-    port: int
-    server: Server
-    clock: Clock
+    runpod: Runpod
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4))
 
+    @property
+    def port(self) -> int:
+        return self.runpod.port
+
+    @property
+    def server(self) -> Server:
+        return self.runpod.server
+
+    @property
+    def clock(self) -> Clock:
+        return self.runpod.clock
+
     def send(self, method: str, path: str, body: bytes | None = None, authorization: str | None = None) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, {} if authorization is None else {"Authorization": authorization})
-            response = connection.getresponse()
-            return Answer(response.status, dict(response.getheaders()), response.read())
+        return self.runpod.send(method, path, body, authorization)
 
     def client(self, method: str, route: str, data: object = None) -> Answer:
-        body = None if data is None else json.dumps(data).encode()
-        return self.send(method, f"/v2/local/{route}", body, f"Bearer {KEY}")
+        return self.runpod.call(method, f"local/{route}", data)
 
     def worker(self, method: str, route: str, data: object = None) -> Answer:
         body = None if data is None else json.dumps(data).encode()
         return self.send(method, f"/v2/local/{route}", body, KEY)
 
     def arm(self, kind: str, **more: object) -> None:
-        armed = self.send("POST", "/__faults__", json.dumps({"kind": kind, **more}).encode(), f"Bearer {KEY}")
-        assert armed.status == 200, armed.body
+        self.runpod.arm(kind, **more)
 
     def run(self, **job_input: object) -> str:
         """Submit a job, give its id."""
@@ -108,26 +86,10 @@ class Remote:
 @pytest.fixture
 def remote() -> Iterator[Remote]:
     """A server on a free loopback port, in a thread of its own; what is held open is held for 50 ms only."""
-    loop = asyncio.new_event_loop()
-    clock = Clock()
-    server = Server(Platform("local", worker_timeout=30), KEY, clock, hold=0.05)
-    runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=0.1)
-
-    async def start() -> int:
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return int(runner.addresses[0][1])
-
-    port = loop.run_until_complete(start())
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    remote = Remote(port, server, clock)
-    yield remote
-    remote.pool.shutdown()
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    with local_server() as runpod:
+        remote = Remote(runpod)
+        yield remote
+        remote.pool.shutdown()
 
 
 # --- who may call ----------------------------------------------------------------------------------------------------
