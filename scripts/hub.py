@@ -10,6 +10,8 @@ TIMEOUT = 10.0  # seconds for each answer
 
 def client(token: str | None = None) -> Any:
     """An HfApi of HF_ENDPOINT whose every request has a time limit. Without a token it asks as anybody could."""
+    # Before the import: its reports of use, and a request of its own that precedes the first of ours.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import httpx2
     from huggingface_hub import HfApi, set_client_factory
     from huggingface_hub.utils._http import hf_request_event_hook
