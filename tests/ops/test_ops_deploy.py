@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import requests
-
 from local_server import STUB_WORKER, Runpod, local_server
 
 ROOT = Path(__file__).parents[2]

@@ -118,7 +118,7 @@ def test_a_missing_key_is_named(folder: Path) -> None:
 )
 def test_what_is_no_endpoint_file_at_all(folder: Path, text: str) -> None:
     (folder / "config" / "endpoint.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(Problem, match="endpoint.yaml"):
+    with pytest.raises(Problem, match=r"endpoint\.yaml"):
         read(folder)
 
 

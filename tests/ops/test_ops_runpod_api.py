@@ -137,7 +137,7 @@ def test_trying_again_ends(made: Made) -> None:
     script, api, time = made
     for _ in range(100):
         script.then(503)
-    with pytest.raises(ApiError, match="HTTP 503.*try again later") as problem:
+    with pytest.raises(ApiError, match=r"HTTP 503.*try again later") as problem:
         api.get("x")
     assert problem.value.code == TRY_LATER
     assert time.now <= runpod_api.RETRY_BUDGET
