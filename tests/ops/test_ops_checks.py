@@ -165,7 +165,7 @@ def test_a_hub_out_of_reach(tmp_path: Path, hub: Hub, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("example", [{"model": "your-name/model"}, {"revision": "0" * 40}])
 def test_the_examples_values_are_told(tmp_path: Path, hub: Hub, example: dict[str, str]) -> None:
-    with pytest.raises(Problem, match="still the example's.*ON=local"):
+    with pytest.raises(Problem, match=r"still the example's.*ON=local"):
         checks.model(desired(tmp_path, **example))
     assert hub.authorized == []
 
