@@ -26,10 +26,10 @@ from common.problems import OK, TRY_LATER, Problem, run
 from local_runpod.fleet import Fleet, worker_environment
 from local_runpod.platform import Platform
 from local_runpod.server import HOLD, Server
+from local_runpod.serverless import RESTART_DELAY
 
 ENDPOINT = "local"
 READY_TIMEOUT = 30.0  # seconds
-RESTART_DELAY = (0.5, 10.0)  # seconds, doubled from the first to the second while the worker keeps ending at once
 
 
 async def worker_is_ready(base_url: str, key: str) -> bool:

@@ -26,7 +26,7 @@ from local_runpod.resources import Resources, cpu_config
 
 DAY = 86_400.0
 IDLE_SCALE_DOWN = ((7 * DAY, 0), (3 * DAY, 2))  # without a job for so long: at most so many workers
-RESTART_DELAY = (0.5, 10.0)  # seconds, doubled from the first to the second while a container keeps ending
+RESTART_DELAY = (0.5, 10.0)  # seconds, doubled from the first to the second while a worker keeps ending at once
 CRASHES = 3  # ends in a row, without having asked for a job, after which a worker is unhealthy
 POOLS_PLACED = 3  # with more pools the platform accepts the endpoint and never places a worker
 # Which fields of an endpoint make a new release, and what a release's diff calls them.
