@@ -213,7 +213,12 @@ class Serverless(Resources):
         left = len(alive)
         for worker in alive:
             timeout = bounds.get("idleTimeout", 10)
-            if left > wanted and worker.ready is not None and worker.id not in busy and now - worker.idle_since > timeout:
+            if (
+                left > wanted
+                and worker.ready is not None
+                and worker.id not in busy
+                and now - worker.idle_since > timeout
+            ):
                 self._end(endpoint, worker, now)
                 left -= 1
 
