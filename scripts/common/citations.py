@@ -14,10 +14,14 @@ from common.text import sentences
 
 # One bracket of source ids, separated by comma, semicolon, "and" or "&"; a hyphen or dash between two ids is a range.
 _ID = r"S[0-9]{1,6}"
-_BRACKET = re.compile(rf"\[\s*({_ID}(?:\s*(?:[,;&–—-]|and)\s*{_ID})*)\s*\]")
-_PART = re.compile(rf"({_ID})(?:\s*[–—-]\s*({_ID}))?")
+_DASH = "[‐‑‒–—−-]"
+_BRACKET = re.compile(rf"\[\s*({_ID}(?:\s*(?:[,;]\s*(?:and|&)|[,;&]|and|{_DASH})\s*{_ID})*)\s*\]")
+_PART = re.compile(rf"({_ID})(?:\s*{_DASH}\s*({_ID}))?")
 # Brackets that look like a citation and are not one of ours: "[3]", "[SOURCE 2]", "[Source: S1]", "[S1, p. 4]".
 _FOREIGN = re.compile(rf"\[(?={LIKE_A_CITATION})[^\[\]]*\]", re.I)
+# Marks that models use where they should cite: footnotes "[^1]", and "【3†source】".
+_MARK = re.compile(r"\[\^[\w-]{1,30}\]|【(?=[^【】\n]{0,40}\d)[^【】\n]{1,60}】")
+_ANY = re.compile(rf"{_BRACKET.pattern}|(?i:{_FOREIGN.pattern})|{_MARK.pattern}")
 _BRACKETS = rf"(?:{_BRACKET.pattern}\s*)+"
 _ONLY_BRACKETS = re.compile(rf"{_BRACKETS}\.?")
 _AFTER_STOP = re.compile(rf"(?<!\bet al)([.!?][\"'”’)]*)\s*({_BRACKETS})")
@@ -50,6 +54,21 @@ def _spell_out(first: str, last: str) -> Iterator[str]:
 def malformed(text: str) -> list[str]:
     """Brackets that look like citations but are not in the agreed form, as written."""
     return [m.group() for m in _FOREIGN.finditer(text) if not _BRACKET.fullmatch(m.group())]
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """A citation where it stands: `ids` are spelled out and empty where it is not in the agreed form."""
+
+    start: int
+    end: int
+    text: str
+    ids: list[str]
+
+
+def brackets(text: str) -> list[Bracket]:
+    """Everything in a text that is a citation or looks like one, in order: also footnote marks, which `malformed` leaves."""
+    return [Bracket(*match.span(), match.group(), cited(match.group())) for match in _ANY.finditer(text)]
 
 
 @dataclass(frozen=True)
@@ -100,29 +119,49 @@ def _lines(synthesis: str) -> list[str]:
 
 # What a source or a question can talk a model into, and what a Markdown viewer would obey: pictures and pages from
 # elsewhere, and a reference list that did not come from the records.
+# Nothing here may look twice at the same stretch: a hostile text would make it slow.
 _MARKUP = (
-    ("image", re.compile(r"!\[[^\]\n]*\]\s*[(\[]")),
-    ("link", re.compile(r"(?<!!)\[[^\]\n]*\]\([^)\n]*\)")),
+    ("image", re.compile(r"!\[[^\[\]\n]*\]\s*[(\[]")),
+    ("link", re.compile(r"(?<!!)\[[^\[\]\n]*\]\((?:[^)\n]{0,500}\))?")),
     (
         "html",
         re.compile(
-            r"<\s*/?\s*(?:a|base|body|embed|form|html|iframe|img|input|link|meta|object|script|style|svg|video)\b", re.I
+            r"<\s*(?:/\s*)?(?:a|base|body|embed|form|html|iframe|img|input|link|meta|object|script|style|svg|video)\b",
+            re.I,
         ),
     ),
     (
         "reference list",
-        re.compile(r"^[\s#*_>-]*(?:references|bibliography|works cited|sources)\b[\s:*_]*$", re.I | re.M),
+        re.compile(
+            r"^[ \t#*_>-]*(?:\d{1,2}[.)][ \t*_]*)?(?:references?(?: list)?|list of (?:references|sources)|bibliography|"
+            r"works cited|cited works|literature(?: cited)?|sources(?: cited)?|citations|further reading)\b[ \t:*_#]*$",
+            re.I | re.M,
+        ),
     ),
 )
 
 
-def markup(synthesis: str) -> list[dict[str, str]]:
-    """One flag of kind `markup` for each thing in a synthesis that is not plain cited text."""
+@dataclass(frozen=True)
+class Markup:
+    """Something that is not plain cited text: an image, a link, html, or the heading of a reference list."""
+
+    name: str
+    start: int
+    text: str
+
+
+def markup_at(synthesis: str) -> list[Markup]:
+    """What is not plain cited text, and where."""
     return [
-        {"kind": "markup", "detail": name, "claim": match.group().strip()}
+        Markup(name, match.start() + len(match.group()) - len(match.group().lstrip()), match.group().strip())
         for name, pattern in _MARKUP
         for match in pattern.finditer(synthesis)
     ]
+
+
+def markup(synthesis: str) -> list[dict[str, str]]:
+    """One flag of kind `markup` for each thing in a synthesis that is not plain cited text."""
+    return [{"kind": "markup", "detail": found.name, "claim": found.text} for found in markup_at(synthesis)]
 
 
 def flags(found: list[Claim]) -> list[dict[str, str]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.citations import Claim, cited, claims, flags, malformed, markup
+from common.citations import Claim, brackets, cited, claims, flags, malformed, markup
 
 KNOWN = ["S1", "S2", "S3"]
 
@@ -21,6 +23,8 @@ KNOWN = ["S1", "S2", "S3"]
         ("[ S1 ,S2 ]", ["S1", "S2"]),
         ("[S1][S2] [S3]", ["S1", "S2", "S3"]),
         ("[S2-S4]", ["S2", "S3", "S4"]),
+        ("[S1, S2, and S4]", ["S1", "S2", "S4"]),
+        ("[S2‑S4] [S7 − S8]", ["S2", "S3", "S4", "S7", "S8"]),
         ("[S2–S4, S9]", ["S2", "S3", "S4", "S9"]),
         ("[S2 — S3]", ["S2", "S3"]),
         ("[S3-S3]", ["S3"]),
@@ -50,6 +54,18 @@ def test_a_bracket_that_only_looks_like_a_citation_is_reported_as_written(bracke
 )
 def test_citations_and_other_brackets_are_not_malformed(text: str) -> None:
     assert malformed(text) == []
+
+
+def test_brackets_are_found_where_they_stand_with_footnote_marks() -> None:
+    text = "One [S1, S3]. Two [3][^a]. Three 【4†source】 [0.2, 0.4] [sic] 【note】."
+    found = brackets(text)
+    assert all(text[b.start : b.end] == b.text for b in found)
+    assert [(b.text, b.ids) for b in found] == [
+        ("[S1, S3]", ["S1", "S3"]),
+        ("[3]", []),
+        ("[^a]", []),
+        ("【4†source】", []),
+    ]
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------
@@ -114,11 +130,25 @@ def test_a_clean_synthesis_has_no_flags() -> None:
         ("Naps help <img src=x> [S1].", ["html"]),
         ("Naps help [S1].\n\n## References\n- [S1] Fake, A. (2020).", ["reference list"]),
         ("Naps help [S1].\n**Bibliography:**", ["reference list"]),
+        ("Naps help [S1].\n\n## 5. Literature cited ##\n- x", ["reference list"]),
+        ("See [x](" + "y" * 900 + ") [S1].", ["link"]),
         ("Naps help [S1] (p < .05, a<b) [S2, S3].\nReferences to sleep abound [S1].", []),
     ],
 )
 def test_markup_that_is_not_plain_cited_text_is_flagged(text: str, details: list[str]) -> None:
     assert [(flag["kind"], flag["detail"]) for flag in markup(text)] == [("markup", detail) for detail in details]
+
+
+@pytest.mark.parametrize(
+    "piece", ["![", "[", "[](", "<", "< ", "\n", "[S1", "[S1, ", "[s", "[1,", "【1", "[^", "# ", "- ", "*_", "[S1]\n"]
+)
+def test_hostile_text_costs_linear_time(piece: str) -> None:
+    text = piece * (100_000 // len(piece)) + " " * 100_000 + "x"
+    started = time.process_time()
+    brackets(text)
+    malformed(text)
+    markup(text)
+    assert time.process_time() - started < 1
 
 
 def test_an_endless_id_is_reported_and_breaks_nothing() -> None:
