@@ -7,6 +7,7 @@ monotonic clock, as in platform.py; `State.stamp` turns them into the timestamps
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from local_runpod.basics import conform
@@ -15,6 +16,8 @@ from local_runpod.bodies import SSH_KEYS
 from local_runpod.faults import Faults
 from local_runpod.pods import Pods
 from local_runpod.serverless import Serverless
+
+CALLS = 10_000  # requests that are remembered
 
 
 class Account(Serverless, Pods, Billing):
@@ -35,13 +38,15 @@ class Account(Serverless, Pods, Billing):
         super().__init__(now, wall, Faults() if faults is None else faults, seed)
         self._begin_serverless(boot)
         self._begin_pods()
-        self.calls: list[dict[str, Any]] = []
+        self.calls: deque[dict[str, Any]] = deque(maxlen=CALLS)
+        self._called = 0
 
     def call(self, now: float, method: str, path: str, status: int | None, *, served: bool) -> None:
         """Note a request to the management API. `status` None: no answer was sent."""
+        self._called += 1
         self.calls.append(
             {
-                "n": len(self.calls) + 1,
+                "n": self._called,
                 "at": self.stamp(now),
                 "method": method,
                 "path": path,

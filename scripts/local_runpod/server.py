@@ -442,7 +442,7 @@ class Server:
             self.account.calls.clear()
         elif request.method != "GET":
             raise Refused(405, "GET or DELETE")
-        return self.account.calls
+        return list(self.account.calls)
 
     async def _secrets(self, request: web.Request) -> dict[str, Any]:
         """The names of the account's secrets; POST {name: value} sets some, DELETE forgets all."""
