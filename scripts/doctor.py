@@ -238,11 +238,11 @@ def ask_hub() -> list[Line]:
     """What the hub says of the token."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    import hub
+    import model_hub
 
-    hub.TIMEOUT = READ_TIMEOUT
+    model_hub.TIMEOUT = READ_TIMEOUT
     try:
-        return token_lines(hub.client(os.environ["HF_TOKEN"]).whoami())
+        return token_lines(model_hub.client(os.environ["HF_TOKEN"]).whoami())
     except HfHubHTTPError as error:
         return [_refused("HF_TOKEN", "the hub", error.response.status_code, HUB_TOKENS)]
 

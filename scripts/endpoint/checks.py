@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import hub
+import model_hub
 import models
 from common.problems import TRY_LATER, Problem
 from common.text import clean
@@ -30,7 +30,7 @@ def model(desired: Desired) -> list[str]:
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     token = os.environ.get("HF_TOKEN") or None
-    api = hub.client(token)
+    api = model_hub.client(token)
     try:
         refs = api.list_repo_refs(wanted.id)
         private = api.model_info(wanted.id).private
