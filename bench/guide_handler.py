@@ -16,7 +16,7 @@ import runpod
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from common.prompts import Prompts, render_sources
+from common.prompts import Prompts, mark_of, render_sources
 
 model_id = os.environ["MODEL_ID"]
 options: dict[str, Any] = {}
@@ -39,11 +39,12 @@ def handler(job: dict[str, Any]) -> dict[str, Any]:
     """Answer one job; the next one waits."""
     data = job["input"]
     temperature = data.get("temperature", 0.3)
-    context = data.get("context") or render_sources(data.get("sources", []))
+    question, sources, context = data.get("prompt", ""), data.get("sources", []), data.get("context", "")
+    mark = mark_of(question, sources, context)
     text = tokenizer.apply_chat_template(
         [
             {"role": "system", "content": prompts.system},
-            {"role": "user", "content": prompts.user_turn(data.get("prompt", ""), context)},
+            {"role": "user", "content": prompts.user_turn(question, context or render_sources(sources, mark), mark)},
         ],
         tokenize=False,
         add_generation_prompt=True,

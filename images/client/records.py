@@ -63,6 +63,17 @@ def _shown(value: Any) -> Any:
 
 
 def label(metadata: dict[str, Any]) -> str:
+    """What the model is told of a document: "Klein et al. (2018) · rct · replication: successful".
+
+    Its integrity stands there where something is known against it: "… · integrity: retracted".
+    """
+    parts = [short_label(metadata), metadata["source_type"], f"replication: {metadata['replication_status']}"]
+    if metadata["integrity_status"] not in ("none", "unchecked"):
+        parts.append(f"integrity: {metadata['integrity_status']}")
+    return " · ".join([parts[0], *(part.replace("_", " ") for part in parts[1:])])
+
+
+def short_label(metadata: dict[str, Any]) -> str:
     """A short name for a document: "Klein et al. (2018)"."""
     families = [str(author).split(",")[0].strip() for author in metadata["authors"]]
     if not families:

@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from common.prompts import Prompts, break_tokens, neutralise, render_sources
+from common.prompts import Prompts, break_tokens, mark_of, neutralise, render_sources
 from common.text import clean
 from common.wire import Job
 from engines import JobError
@@ -25,11 +25,15 @@ _OPEN = re.compile("|".join(map(re.escape, _CLOSE_OF)))
 _LONGEST = 16  # tokens; a character has four bytes at most, so what makes none by then never will
 # Stands for the user's turn while the template is rendered, so that no template can trim or read what a user wrote.
 _PLACE = "c6f1b09e7d2a4835"
-# Harmless turns with all that tokenizers treat in ways of their own, above all at the edges.
+# Harmless turns (question, sources, code) with all that tokenizers treat in ways of their own, above all at the edges.
 _SAMPLES = [
-    ("Is ego depletion real?", '<source id="S1" label="Klein et al. (2018)">\nIt is not.\n</source>'),
-    ("  Wie groß ist d?\n", "d = 0.04,  95 %\tCI\n\n\n日本 👩‍🔬 …"),
-    ("2019", ""),
+    (
+        "Is ego depletion real?",
+        '<source-a1b2c3d4e5f6 id="S1">\n[S1] Klein et al. (2018) · rct · replication: failed\nIt is not.\n</source-a1b2c3d4e5f6>',
+        "a1b2c3d4e5f6",
+    ),
+    ("  Wie groß ist d?\n", "d = 0.04,  95 %\tCI\n\n\n日本 👩‍🔬 …", "0123456789ab"),
+    ("2019", "", "ffeeddccbbaa"),
 ]
 
 
@@ -113,7 +117,9 @@ class Chat:
     def prefix(self) -> list[int]:
         """The ids that every prompt begins with: the system text and what stands around it; empty if not known."""
         one, other = (self._ids(self._prompts.user_turn(*sample)) for sample in _SAMPLES[:2])
-        return one[: next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)]
+        common = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+        # The last one stands before the code, and goes together with the code's first characters in some prompts.
+        return one[: max(common - 1, 0)]
 
     def _controls(self, ids: list[int]) -> list[int]:
         return [number for number in ids if number in self._control_ids]
@@ -128,12 +134,19 @@ class Chat:
         question = break_tokens(clean(job.prompt), self._control_tokens)
         if not question.strip():
             raise JobError("INVALID_INPUT", "prompt has invisible characters only; send a question")
-        # Each source is rendered by itself, once, however many cuts are tried.
-        blocks = [render_sources([source], self._control_tokens) for source in job.sources]
+        # The code is that of all sources, also where some are left out; each is rendered by itself, once, however many
+        # cuts are tried.
+        mark = mark_of(job.prompt, job.sources, job.context)
+        blocks = [
+            render_sources([source], mark, self._control_tokens, datamarked=job.datamark) for source in job.sources
+        ]
         blocks = blocks or [neutralise(job.context, self._control_tokens)]
+        datamarked = job.datamark and bool(job.sources)
 
         def with_first(count: int) -> list[int]:
-            return self._ids(self._prompts.user_turn(question, "\n\n".join(blocks[:count])))
+            return self._ids(
+                self._prompts.user_turn(question, "\n\n".join(blocks[:count]), mark, datamarked=datamarked)
+            )
 
         kept = len(blocks)
         ids = with_first(kept)

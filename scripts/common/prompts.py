@@ -2,12 +2,14 @@
 
 Placeholders are `{{name}}` and are filled in one pass, so braces, dollars and even `{{name}}` inside a question or a
 source arrive byte for byte. Whatever stands in a source is data: markers that could forge a citation (`[S2]`), close
-the block (`</sources>`) or open a turn (`<|im_end|>`) are replaced by look-alikes before the text is placed.
+the block (`</sources>`) or open a turn (`<|im_end|>`) are replaced by look-alikes before the text is placed. Behind that
+stands a second wall: the tags around the sources carry a code that no source can know (`mark_of`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +28,9 @@ _CONTROL = re.compile(
     re.I,
 )
 _LOOK_ALIKE = {"<": "‹", "[": "［", "<<": "‹‹"}
+# Stands for each space of a source that is datamarked: hardly any text has it, and most tokenizers know it.
+MARKER = "ˆ"
+_MARK_DIGITS = 12  # 48 bits; each digit is up to a token in every tag
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
@@ -60,25 +65,56 @@ def break_tokens(text: str, tokens: Iterable[str]) -> str:
     return text
 
 
-def render_sources(sources: Iterable[Mapping[str, str]], tokens: Iterable[str] = ()) -> str:
-    """The sources as one block, each under its own id: `<source id="S1" label="…">` text `</source>`."""
+def mark_of(question: str, sources: Iterable[Mapping[str, str]], context: str = "") -> str:
+    """The code in the tags around the sources of one run: a hash over the question and all that goes between the tags.
+
+    Equal input has an equal code, so that runs repeat. Who writes a source cannot put the code into it: the question is
+    asked later and is not theirs, the other sources are not theirs either, and the text that would hold the code is part
+    of what is hashed, so even with all the rest known it would take some 2^48 trials. (If one succeeds, `neutralise`
+    still breaks the tag.)
+    """
+    held = [[source["id"], clean(source.get("label", "")), clean(source["text"])] for source in sources]
+    return hashlib.sha256(json.dumps([clean(question), clean(context), held]).encode()).hexdigest()[:_MARK_DIGITS]
+
+
+def datamark(text: str) -> str:
+    """`text` with MARKER in place of its spaces; line ends stay."""
+    return re.sub(r"[^\S\n]+", MARKER, text)
+
+
+def render_sources(
+    sources: Iterable[Mapping[str, str]], mark: str, tokens: Iterable[str] = (), *, datamarked: bool = False
+) -> str:
+    """The sources as one block, each between tags with the code `mark`, its id and label on the first line.
+
+    <source-3f9a2c… id="S1">
+    [S1] Klein et al. (2018) · rct · replication: successful
+    its text
+    </source-3f9a2c…>
+    """
     control = tuple(tokens)
     blocks = []
     for source in sources:
-        label = neutralise(" ".join(source.get("label", "").replace('"', "'").split()), control)
-        blocks.append(f'<source id="{source["id"]}" label="{label}">\n{neutralise(source["text"], control)}\n</source>')
+        label = neutralise(" ".join(source.get("label", "").split()), control)
+        text = neutralise(source["text"], control)
+        number = source["id"]
+        first = f"[{number}] {label}".rstrip()
+        text = datamark(text) if datamarked else text
+        blocks.append(f'<source-{mark} id="{number}">\n{first}\n{text}\n</source-{mark}>')
     return "\n\n".join(blocks)
 
 
 class Prompts:
-    """The prompt files of a folder: `system` and `synthesis`, and the sha256 of each as it was read."""
+    """The prompt files of a folder that the worker reads, and the sha256 of each as it was read."""
 
     def __init__(self, folder: Path) -> None:
-        content = {name: (folder / f"{name}.txt").read_bytes() for name in ("system", "synthesis")}
+        content = {name: (folder / f"{name}.txt").read_bytes() for name in ("system", "synthesis", "datamark")}
         self.hashes = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
         self.system = content["system"].decode().strip()
         self._synthesis = content["synthesis"].decode().strip()
+        self._datamark = fill(content["datamark"].decode().strip(), {"marker": MARKER})
 
-    def user_turn(self, question: str, context: str) -> str:
-        """The user's turn: the question and the source block, in the wording of synthesis.txt."""
-        return fill(self._synthesis, {"question": question, "sources": context})
+    def user_turn(self, question: str, context: str, mark: str, *, datamarked: bool = False) -> str:
+        """The user's turn in the wording of synthesis.txt: the question, and the source block that has the code `mark`."""
+        values = {"question": question, "sources": context, "mark": mark}
+        return fill(self._synthesis, {**values, "datamark": f" {self._datamark}" if datamarked else ""})

@@ -2,7 +2,7 @@
 
 Input (all but `prompt` optional, unknown keys refused by name):
     {"op": "synthesize"|"ping"|"metrics", "prompt": str, "context": str,
-     "sources": [{"id": "S1", "text": str, "label": str}], "fit": false, "temperature": 0..2, "top_p": 0..1,
+     "sources": [{"id": "S1", "text": str, "label": str}], "fit": false, "datamark": false, "temperature": 0..2, "top_p": 0..1,
      "repetition_penalty": 0.5..2, "max_new_tokens": 1..32768, "seed": int|null, "stream": false}
 Output: a list, as RunPod makes of every worker that can stream. Its last entry is the answer:
     {"synthesis", "finish_reason": "stop"|"length", "usage", "model", "prompts", "timings", "dropped_sources"}
@@ -43,6 +43,7 @@ class Job:
     seed: int | None = None
     stream: bool = False
     fit: bool = False
+    datamark: bool = False
     op: str = "synthesize"
 
 
@@ -80,7 +81,7 @@ def parse_job(data: object) -> Job:
     seed = data.get("seed")
     if seed is not None:
         check_number("seed", seed, 0, 2**63 - 1, whole=True)
-    for key in ("stream", "fit"):
+    for key in ("stream", "fit", "datamark"):
         if not isinstance(data.get(key, False), bool):
             raise InvalidJob(f"{key} must be true or false, not {_kind(data[key])}")
     if data.get("context") and data.get("sources"):

@@ -25,7 +25,7 @@ import bundle
 import chunks
 from common import citations
 from common.problems import FLAGGED, OK, Problem
-from records import label, reference
+from records import label, reference, short_label
 
 ASK = {"Q": NAPS, "DOMAIN": "sleep"}
 SYNTHESIS = """**Summary**
@@ -169,7 +169,23 @@ def test_a_reference_shows_what_the_metadata_says(changes: dict[str, Any], expec
     ],
 )
 def test_a_label_is_short(authors: list[str], expected: str) -> None:
-    assert label({**BASE, "authors": authors}) == expected
+    assert short_label({**BASE, "authors": authors}) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"source_type": "other", "integrity_status": "unchecked"}, "other · replication: unknown"),
+        ({"source_type": "rct", "replication_status": "successful"}, "rct · replication: successful"),
+        ({"source_type": "meta_analysis", "replication_status": "not_attempted"}, "meta analysis · replication: not attempted"),
+        ({"integrity_status": "none"}, "rct · replication: unknown"),
+        ({"integrity_status": "retracted"}, "rct · replication: unknown · integrity: retracted"),
+        ({"integrity_status": "expression_of_concern"}, "rct · replication: unknown · integrity: expression of concern"),
+        ({"integrity_status": "corrected"}, "rct · replication: unknown · integrity: corrected"),
+    ],
+)  # fmt: skip
+def test_a_label_tells_the_kind_of_study_and_whether_it_was_replicated(changes: dict[str, str], expected: str) -> None:
+    assert label({**BASE, "authors": ["Klein, R.", "et al."], **changes}) == f"Klein et al. (2019) · {expected}"
 
 
 def test_a_retracted_source_is_marked_where_it_is_cited(client: Client, scripted: Scripted) -> None:

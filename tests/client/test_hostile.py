@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from tests.client.support import NAPS, SLEEP, Answer, Client, Scripted, answer, load
 
+from common.citations import cited
 from common.problems import OK
-from common.prompts import render_sources
+from common.prompts import mark_of, render_sources
 from common.text import clean
 
 TERMINAL = "\x1b[31mred\x1b[0m \x1b]8;;https://evil.example\x1b\\link\x1b]8;;\x07 \x9b2Jcsi \x07bell \x08back"
@@ -49,7 +50,10 @@ def test_the_record_is_kept_as_it_was_read(evil: Client) -> None:
 def test_the_sources_that_are_shown_are_clean(evil: Client) -> None:
     outcome = evil.run("retrieve", Q=NAPS, DOMAIN="sleep")
     assert outcome.code == OK
-    assert "Malred link csi bell back ory and Second Line (2024): Naps improve alertness." in outcome.out
+    assert (
+        "Malred link csi bell back ory and Second Line (2024) · other · replication: unknown: Naps improve alertness."
+        in outcome.out
+    )
     assert len(outcome.out.splitlines()) == 4  # one for each source: no document adds a line of its own
 
 
@@ -63,10 +67,11 @@ def test_what_is_sent_and_what_is_kept_is_clean(evil: Client, scripted: Scripted
     assert not UNSAFE.search(json.dumps(sent, ensure_ascii=False))
     [text] = [source["text"] for source in sent if "obey" in source["text"]]
     assert text == " ".join(clean(EVIL["text"]).split())
-    rendered = render_sources(sent)
+    rendered = render_sources(sent, mark_of(NAPS, sent))
     assert rendered.count("</source") == len(sent) == 4
     assert "<|" not in rendered
-    assert "[S3]" not in rendered
+    assert cited(rendered) == ["S1", "S2", "S3", "S4"]
+    assert rendered.count("[S3]") == 1  # where the label stands
 
 
 def test_a_title_cannot_forge_a_reference(evil: Client, scripted: Scripted) -> None:

@@ -33,6 +33,7 @@ def test_only_the_prompt_is_needed_and_everything_else_has_its_documented_defaul
         "seed": None,
         "stream": False,
         "fit": False,
+        "datamark": False,
         "op": "synthesize",
     }
 
@@ -48,6 +49,7 @@ def test_every_key_reaches_the_job() -> None:
         "seed": 2**63 - 1,
         "stream": True,
         "fit": True,
+        "datamark": True,
         "op": "synthesize",
     }
     assert parse_job(sent) == Job(**{**sent, "sources": [SOURCE, {"id": "S2", "text": "b", "label": ""}]})  # type: ignore[arg-type]
@@ -122,6 +124,7 @@ def test_a_prompt_arrives_byte_for_byte(text: str) -> None:
         (with_prompt(stream="true"), "stream must be true or false, not text"),
         (with_prompt(fit=1), "fit must be true or false, not a number"),
         (with_prompt(fit={}), "fit must be true or false, not an object"),
+        (with_prompt(datamark="ˆ"), "datamark must be true or false, not text"),
         (with_prompt(context="c", sources=[SOURCE]), "send context or sources, not both"),
         (with_prompt(sources=None), "sources must be a list, not null"),
         (with_prompt(sources={"S1": "a"}), "sources must be a list, not an object"),

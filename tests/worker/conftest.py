@@ -55,7 +55,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, prompts: Prompts) -> 
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
     plain.train_from_iterator(
-        [prompts.system, prompts.user_turn("Is it real?", "It is.")],
+        [prompts.system, prompts.user_turn("Is it real?", "It is.", "3f9a2c71e05b")],
         trainers.BpeTrainer(
             vocab_size=512,
             special_tokens=["<|im_end|>", "<|im_start|>", "<|endoftext|>"],

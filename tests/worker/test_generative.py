@@ -197,7 +197,7 @@ def test_drafts_save_forward_passes_and_change_nothing(model_folder: Path, promp
     try:
         assert engine.drafter
         # Made to repeat itself, so that what comes next stands in the answer already.
-        job = replace(JOB, repetition_penalty=0.5, max_new_tokens=200)
+        job = replace(JOB, prompt="Is it real?", repetition_penalty=0.5, max_new_tokens=200)
         drafted = answer(engine, job)
         totals = engine.metrics()
         assert totals["drafted_tokens_total"] == 200
@@ -262,7 +262,7 @@ def test_a_long_job_does_not_starve_short_ones(engine: TransformersEngine) -> No
 
 
 def test_pages_kept_for_later_give_way(model_folder: Path, prompts: Prompts) -> None:
-    engine = small(model_folder, prompts, kv_tokens=2048)
+    engine = small(model_folder, prompts, kv_tokens=2560)
     try:
         assert engine.batch
         engine.drafter = None
@@ -287,9 +287,9 @@ def test_pages_kept_for_later_give_way(model_folder: Path, prompts: Prompts) -> 
 
 
 def test_a_prompt_that_cannot_fit_says_by_how_much(model_folder: Path, prompts: Prompts) -> None:
-    engine = small(model_folder, prompts, kv_tokens=512)
+    engine = small(model_folder, prompts, kv_tokens=768)
     try:
-        with pytest.raises(JobError, match=r"the prompt has \d+ tokens, the model reads 512: \d+ too many") as raised:
+        with pytest.raises(JobError, match=r"the prompt has \d+ tokens, the model reads 768: \d+ too many") as raised:
             answer(engine, JOB)
         assert raised.value.code == "INPUT_TOO_LONG"
     finally:
