@@ -1,0 +1,528 @@
+"""Numbers of a text, and which numbers of a claim its source does not have.
+
+`missing(claim, source)` compares values, not spellings: "1,200" is "1200", "twelve" is "12", "40 percent" is "40%",
+"half" is "50%", "2 hours" is "120 minutes". A claim may round what the source prints ("0.5" for "0.48") and may bound it
+("more than 100" for "107", "p < .05" for "p = .03"); it may not be more precise than the source.
+
+What it cannot see: whose number it is. A value that the source has in another role counts as found unless the units
+differ. Signs are not compared, because "d = -0.2" and "0.2 lower" say the same. A number that the claim computed from
+others ("40%" for "12 of 30") is reported: nobody printed it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from common.text import STOP_WORDS
+
+Kind = Literal["quantity", "year", "ordinal"]
+Bound = Literal["", "about", "above", "below"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as a text prints it. `step` is the worth of its last printed digit, 0 where a word says it."""
+
+    printed: str
+    span: tuple[int, int]
+    value: float
+    step: float
+    kind: Kind = "quantity"
+    unit: str = ""  # "" is none that is known; "%", "fold", "p", or a base unit of _UNITS
+    bound: Bound = ""
+    word: bool = False
+    label: str = ""  # "type" of "type 2": the number is part of a name
+    noun: str = ""  # the word that follows, where it is no unit: what is counted, as a rule
+    glued: bool = False  # digits within a name ("IL-6"): nothing a claim must prove, but "IL 6" may be written for it
+    # What says the same in other words: "1 in 5" is also 1 and 5, "half" is also 50%.
+    same_as: tuple[tuple[float, str], ...] = ()
+
+
+_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_WORDS = {word: value for value, word in enumerate(_SMALL)} | {word: 10 * value for value, word in enumerate(_TENS, 2)}
+_SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+_ORDINALS = {
+    word: value
+    for value, word in enumerate(
+        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(), 1
+    )
+}
+_FRACTIONS = {"half": 1 / 2, "halves": 1 / 2, "third": 1 / 3, "thirds": 1 / 3, "quarter": 1 / 4, "quarters": 1 / 4,
+              "fifth": 1 / 5, "fifths": 1 / 5, "tenth": 1 / 10, "tenths": 1 / 10}  # fmt: skip
+_FOLDS = {"twice": 2, "double": 2, "doubled": 2, "doubles": 2, "doubling": 2, "thrice": 3, "triple": 3, "tripled": 3,
+          "triples": 3, "tripling": 3, "quadruple": 4, "quadrupled": 4}  # fmt: skip
+
+# Units that are compared, each with its base and its worth in it. Seconds and months are apart: no month has a fixed
+# length.
+_SPELLINGS: dict[str, dict[str, float]] = {
+    "s": {"ms millisecond milliseconds msec": 0.001, "s sec secs second seconds": 1, "min mins minute minutes": 60,
+          "h hr hrs hour hours": 3600, "day days": 86400, "week weeks wk wks": 604800},
+    "month": {"month months": 1, "year years yr yrs": 12, "decade decades": 120},
+    "g": {"ng": 1e-9, "µg μg ug mcg microgram micrograms": 1e-6, "mg milligram milligrams": 1e-3, "g gram grams": 1,
+          "kg kilogram kilograms": 1e3},
+    "l": {"µl μl ul": 1e-6, "ml milliliter milliliters millilitre millilitres": 1e-3, "dl": 0.1,
+          "l liter liters litre litres": 1},
+    "m": {"nm": 1e-9, "µm μm um": 1e-6, "mm millimeter millimeters millimetre millimetres": 1e-3,
+          "cm centimeter centimeters centimetre centimetres": 1e-2, "m meter meters metre metres": 1,
+          "km kilometer kilometers kilometre kilometres": 1e3},
+    "mol": {"nmol": 1e-9, "µmol μmol umol": 1e-6, "mmol": 1e-3, "mol": 1},
+    "Hz": {"hz hertz": 1, "khz": 1e3, "mhz": 1e6},
+    "mmHg": {"mmhg": 1},
+    "kcal": {"kcal": 1},
+    "$": {"dollar dollars usd": 1},
+}  # fmt: skip
+_UNITS = {
+    spelling: (base, worth)
+    for base, spellings in _SPELLINGS.items()
+    for names, worth in spellings.items()
+    for spelling in names.split()
+}
+
+# Words that name things by number. "type 2" is not proved by a 2 elsewhere.
+_LABELS = frozenset(
+    "arm category chapter chromosome class cohort condition criterion experiment factor figure grade group level model "
+    "phase sample stage step study table tier trial type wave".split()
+)
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
+_GONE = re.compile(
+    r"https?://\S+|\bdoi:\s*\S+|\b10\.\d{4,9}/\S+|\[\s*S\d{1,6}(?:\s*(?:[,;&–—-]|and)\s*S\d{1,6})*\s*\]", re.I
+)
+# "Klein et al. (2018)", "(Bem, 2011)": whose years are, the citation check compares.
+_CITED_YEAR = re.compile(
+    r"(?<=[^\W\d_])(?:['’]s)?(?:\s+et\s+al\.?|\s+and\s+colleagues)?,?\s*[(\[]\s*(?:1[5-9]|20)\d\d[a-z]?\s*[)\]]"
+    r"|(?<=[(;])\s*[^\W\d_][^()\[\];\d]{1,80}?,?\s+(?:1[5-9]|20)\d\d[a-z]?(?=\s*[);,])"
+)
+_DIGITS = (
+    r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?"  # 1,200,000.5
+    r"|\d{1,3}(?:[\u2009\u202f\u00a0'’ ]\d{3})+(?![\d.,%])"  # 1 200 000, with any space
+    r"|\d+,\d{1,2}(?![\d,])(?=\s?%|\s*[^\s\d])"  # a decimal comma, never before another number
+    r"|\d+(?:\.\d+)?|\.\d+)"
+)
+_NUMBER = re.compile(
+    rf"(?P<digits>{_DIGITS})"
+    r"(?:\s*(?:[x×*·]\s*)10\s*(?:\^\s*\(?|\()?(?P<power>[-−–]?\d{1,3})(?:(?<=\(\d)\)|(?<=\(\d\d)\)|(?<=\(-\d)\)|(?<=\(-\d\d)\))?|e(?P<e>[-+]?\d{1,3})(?![\w.]))?"
+)
+_WORD = re.compile(r"[^\W\d_]+")
+_ABOVE = r"(?:more|greater|higher|larger|longer|older)\s+than|over|above|at\s+least|exceed\w*|upwards?\s+of|no\s+(?:less|fewer)\s+than|>=?|≥"
+_BELOW = r"(?:less|fewer|lower|smaller|shorter|younger)\s+than|under|below|at\s+most|up\s+to|nearly|almost|no\s+more\s+than|<=?|≤"
+_ABOUT = r"about|around|approximately|approx\.?|roughly|some|circa|ca\.?|~|≈|close\s+to"
+_BOUND = re.compile(
+    rf"(?:(?P<above>{_ABOVE})|(?P<below>{_BELOW})|(?P<about>{_ABOUT}))\s*(?:a\s+|an\s+|[$£€]\s*)?$", re.I
+)
+_P = re.compile(
+    r"(?:\bp(?:[\s-]*values?)?(?:\s+of)?\s*(?:[<>=≤≥]=?|was|were|is)?\s*(?:of|below|under|less\s+than)?\s*)$", re.I
+)
+# Between two numbers that share the unit of the last: "10, 20 and 30%", "0.2–0.4 mg".
+_LIST = re.compile(r"[\s,;/–—−-]*(?:(?:and|or|to|vs\.?|versus|±|\+/-)[\s,]*)?")
+_SCALE_OF_CONFIDENCE = re.compile(
+    r"\s*(?:\(?\s*(?:ci|cis|cri|credible|confidence|bootstrap\w*|bayesian|hdi|prediction)\b)", re.I
+)
+_UNIT = re.compile(
+    r"\s*-?\s*(%|per\s?cent(?:age)?(?:[\s-]+points?)?\b|pp\b|°\s?[cf]?\b|°|mm\s?hg\b|[µμ]?[^\W\d_]+)", re.I
+)
+_TIMES = re.compile(r"\s*(?:-\s*fold|fold|times|[x×])(?![^\W_])(?!\s*\d)", re.I)
+_TOLERANCE = {"about": 0.05, "above": 0.2, "below": 0.2}
+# "about half", "a third of": such words are loose.
+_LOOSE = 0.05
+_EPSILON = 1e-9
+
+
+def missing(claim_text: str, source_text: str) -> list[str]:
+    """The numbers of a claim that the source does not have, as the claim prints them, in order, each once."""
+    return missing_of(parse(claim_text), parse(source_text))
+
+
+def missing_of(claimed: Iterable[Number], printed: Iterable[Number]) -> list[str]:
+    """Like `missing`, of numbers that are parsed already."""
+    has = list(printed)
+    found = []
+    for number in claimed:
+        if _counts(number):
+            # Where the source numbers things of that name, only these prove a number of that name.
+            alike = [other for other in has if number.label and other.label == number.label]
+            if not alike:
+                alike = [other for other in has if other.glued or other.label] if number.glued else has
+            if not any(_same(number, other) for other in alike):
+                found.append(number.printed)
+    return list(dict.fromkeys(found))
+
+
+def _counts(number: Number) -> bool:
+    """Must a source have this number? "One" and "first" are words of the language more than they are numbers."""
+    return not (number.word and (number.kind == "ordinal" or (number.value in (0, 1) and not number.unit)))
+
+
+def _same(claim: Number, source: Number) -> bool:
+    if (claim.kind == "ordinal") != (source.kind == "ordinal"):
+        return False
+    if source.glued or source.label or claim.label:
+        return claim.value == source.value and not claim.unit and claim.kind != "ordinal"
+    # "20 nurses" is not "20 minutes"; "aged 20" may be.
+    other_things = (source.unit and not claim.unit and claim.noun) or (claim.unit and not source.unit and source.noun)
+    if other_things and not {"%", "fold"} & {claim.unit, source.unit}:
+        return False
+    claims = [(claim.value, claim.unit), *claim.same_as]
+    sources = [(source.value, source.unit), *source.same_as]
+    return any(
+        _same_value(replace(claim, value=a, unit=u), replace(source, value=b, unit=v))
+        for a, u in claims
+        for b, v in sources
+    )
+
+
+def _same_value(claim: Number, source: Number) -> bool:
+    a, b, step, finer = claim.value, source.value, claim.step, source.step
+    if claim.unit == "p" and source.unit in ("p", ""):
+        return _same_p(claim, source)
+    if claim.unit != source.unit:
+        if claim.unit == "%" and not source.unit and 0 <= b <= 1 and (source.step < 1 or source.word):
+            b, finer = b * 100, finer * 100  # "kappa of .40" is 40%
+        elif source.unit == "%" and not claim.unit and step and step < 1:
+            a, step = a * 100, step * 100
+        elif "p" in (claim.unit, source.unit) or (claim.unit and source.unit) or "%" in (claim.unit, source.unit):
+            return False
+    if abs(a - b) <= _EPSILON * max(1, abs(a), abs(b)):
+        return True
+    if "year" in (claim.kind, source.kind):
+        return False
+    if claim.same_as and claim.word and claim.unit == "%":  # half, a third
+        return abs(a - b) <= 100 * _LOOSE
+    if claim.bound:
+        if not a:
+            return claim.bound == "above" and b > 0 and claim.unit == source.unit
+        away = (b - a) / abs(a)
+        reach = _TOLERANCE[claim.bound]
+        if _digits_of(claim) < _digits_of(source) and (
+            (claim.bound != "below" and 0 < away <= reach) or (claim.bound != "above" and -reach <= away < 0)
+        ):
+            return True
+    # Rounded: half a unit of the claim's last digit, where the source prints more digits.
+    return step > finer and abs(a - b) <= step / 2 + _EPSILON * max(1, abs(b))
+
+
+def _digits_of(number: Number) -> int:
+    """How many digits a number needs: 100 one, 107 three."""
+    return len(f"{number.value:.10g}".replace(".", "").partition("e")[0].strip("0"))
+
+
+def _same_p(claim: Number, source: Number) -> bool:
+    if claim.value == source.value:
+        # "p = .05" says more than "p < .05".
+        return claim.bound == source.bound or claim.bound != "" or source.unit == ""
+    if claim.bound == "below":
+        return source.value < claim.value and source.bound in ("", "below", "about")
+    if claim.bound == "above":
+        return source.value > claim.value and source.bound in ("", "above", "about")
+    return (
+        claim.step > source.step and abs(claim.value - source.value) <= claim.step / 2 + _EPSILON and not source.bound
+    )
+
+
+def parse(text: str) -> list[Number]:
+    """The numbers of a text in order. Digits that are part of a name ("COVID-19", "p53", "5-HT") are none."""
+    text = _plain(text)
+    found: list[Number] = []
+    for match in _NUMBER.finditer(text):
+        if number := _from_digits(text, match):
+            found.append(number)
+    found.extend(_from_words(text, {n.span[0] for n in found}))
+    found.sort(key=lambda number: number.span)
+    return _ratios(text, _shared_units(text, found))
+
+
+def _plain(text: str) -> str:
+    """The text with one spelling of what NFKC would join or lose; things that are no numbers blanked, not cut."""
+    text = _SUPERSCRIPT.sub(
+        lambda m: (
+            ("^" if text[: m.start()].rstrip()[-2:] == "10" else " ") + m.group().translate(_SUPERSCRIPTS)
+            if text[: m.start()].rstrip()[-2:] == "10"
+            else " " * len(m.group())
+        ),
+        text,
+    )
+    text = re.sub(r"[½¼¾⅓⅔]", lambda m: {"½": ".5", "¼": ".25", "¾": ".75", "⅓": ".333", "⅔": ".667"}[m.group()], text)
+    text = "".join(c if c in "\u2009\u202f\u00a0µ" else unicodedata.normalize("NFKC", c) for c in text)
+    text = re.sub(r"(?<=\d)[·‧⋅](?=\d)", ".", text).replace("‐", "-").replace("‑", "-").replace("−", "-")
+    text = _GONE.sub(lambda m: " " * len(m.group()), text)
+    return _CITED_YEAR.sub(lambda m: re.sub(r"\d", " ", m.group()), text)
+
+
+def _from_digits(text: str, match: re.Match[str]) -> Number | None:
+    start, end = match.span()
+    before = text[:start]
+    if re.search(r"[^\W\d_]-?$|\d[.,]?$|_$", before) and not re.search(r"[\d\s(]x$", before):
+        # IL-6, p53, the later parts of version 1.2.3.
+        digits = re.sub(r"\D.*", "", match["digits"])
+        name = re.search(r"[^\W\d_]+(?=[-.,\d]*$)", before)
+        return Number(
+            text[start:end],
+            (start, end),
+            float(digits or 0),
+            1,
+            label=_singular(name.group()) if name else "",
+            glued=True,
+        )
+    digits = match["digits"]
+    if re.fullmatch(r"\d+,\d{1,2}", digits):
+        digits = digits.replace(",", ".")
+    # "group 1 250 mg" may be two numbers after all.
+    pieces = [float(piece) for piece in digits.split(" ")] if " " in digits else []
+    digits = re.sub(r"[,'’ \u2009\u202f\u00a0]", "", digits)
+    value = float(digits)
+    step = 10.0 ** -len(digits.partition(".")[2])
+    if power := match["power"] or match["e"]:
+        exponent = int(power.replace("−", "-").replace("–", "-"))
+        value, step = value * 10.0**exponent, step * 10.0**exponent
+    rest = text[end:]
+    if ordinal := re.match(r"(?:st|nd|rd|th)\b", rest):
+        return Number(text[start : end + ordinal.end()], (start, end + ordinal.end()), value, 1, "ordinal")
+    if re.match(r"(?:0s|s)\b", rest) and re.fullmatch(r"\d{2,4}", digits):  # the 1990s
+        return Number(text[start : end + 1], (start, end + 1), value, 1, "year")
+    if scale := re.match(r"\s*-?(hundred|thousand|million|billion|trillion)\b", rest, re.I):
+        factor = _SCALES[scale.group(1).lower()]
+        value, step, end = value * factor, step * factor, end + scale.end()
+        rest = text[end:]
+    unit, worth, length = _unit(rest)
+    if not length and re.match(r"[^\W\d_]|-[A-Z]", rest):  # 5-HT, 3D
+        return Number(text[start:end], (start, end), value, 1, glued=True)
+    if unit == "%" and _SCALE_OF_CONFIDENCE.match(rest[length:]):
+        return None
+    bound = _bound(before)
+    if _P.search(before) and value <= 1:
+        return Number(text[start:end], (start, end), value, step, unit="p", bound=_bound(before))
+    if not unit and re.fullmatch(r"(?:1[5-9]|20)\d\d|2100", match["digits"]) and not power and not bound:
+        return Number(text[start:end], (start, end), value, 1, "year")
+    label = ""
+    if not unit and step == 1 and not power:
+        label = _label(before)
+        step = 1 if label else _round_step(digits)
+    return Number(
+        text[start : end + length].strip(),
+        (start, end + length),
+        value * worth,
+        step * worth,
+        unit=unit,
+        bound=bound,
+        label=label,
+        noun="" if unit else _noun(rest),
+        same_as=tuple((piece * worth, u) for piece in pieces for u in {"", unit}),
+    )
+
+
+def _round_step(digits: str) -> float:
+    """A whole number that ends in zeros after two other digits may be rounded to these: 130,000 to the next 10,000."""
+    zeros = len(digits) - len(digits.rstrip("0"))
+    return 10.0 ** max(0, min(zeros, len(digits) - 2))
+
+
+def _bound(before: str) -> Bound:
+    match = _BOUND.search(before[-40:])
+    return "" if not match else "above" if match["above"] else "below" if match["below"] else "about"
+
+
+def _label(before: str) -> str:
+    """The word that a number belongs to as a name: "type 2", "MEK 1"."""
+    match = re.search(r"([^\W\d_]+)[\s-]\s*$", before)
+    if not match:
+        return ""
+    word = match.group(1)
+    if _singular(word) in _LABELS:
+        return _singular(word)
+    return (
+        word.lower()
+        if word.isupper() and word not in ("A", "I", "N", "OR", "HR", "RR", "SD", "SE", "CI", "IQR", "AND")
+        else ""
+    )
+
+
+def _singular(word: str) -> str:
+    word = word.lower()
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    return word.removesuffix("es") if word.endswith("sses") else word if word.endswith("ss") else word.removesuffix("s")
+
+
+def _noun(rest: str) -> str:
+    match = re.match(r"[\s-]([^\W\d_]{3,})", rest)
+    word = match.group(1).lower() if match else ""
+    return "" if word in STOP_WORDS else word
+
+
+def _unit(rest: str) -> tuple[str, float, int]:
+    """Unit, its worth, and the length that it takes of the text after a number."""
+    if times := _TIMES.match(rest):
+        return "fold", 1, times.end()
+    match = _UNIT.match(rest)
+    if not match:
+        return "", 1, 0
+    name = match.group(1)
+    if re.match(r"%|per\s?cent|pp$", name, re.I):
+        return "%", 1, match.end()
+    if name.startswith("°"):
+        return "degree", 1, match.end()
+    key = re.sub(r"\s", "", name)
+    known = _UNITS.get(key.lower())
+    # "5 M" and "5 m", "10 S": single letters are units only in their own case and near to the number.
+    if not known or (len(key) == 1 and (key != key.lower() or match.group().startswith("  "))):
+        return "", 1, 0
+    return known[0], known[1], match.end()
+
+
+def _from_words(text: str, taken: set[int]) -> list[Number]:
+    words = list(_WORD.finditer(text))
+    found: list[Number] = []
+    position = 0
+    while position < len(words):
+        match = words[position]
+        position += 1
+        word = match.group().lower()
+        start, end = match.span()
+        following = words[position].group().lower() if position < len(words) else ""
+        gap = text[end : words[position].start()] if position < len(words) else ""
+        near = bool(re.fullmatch(r"\s?|-", gap))
+        if word in _WORDS or (word in ("a", "an") and near and following in {*_FRACTIONS, *_SCALES} - {"second"}):
+            value: float = _WORDS.get(word, 1)
+            if (
+                near
+                and following in _FRACTIONS
+                and (word not in ("a", "an") or following in ("third", "quarter", "fifth", "tenth", "half"))
+            ):
+                # "a third attempt" is an ordinal; "a third of", "two thirds" are not.
+                end = words[position].end()
+                if (
+                    following.endswith("s")
+                    or re.match(r"\s+(?:of|as|the|less|more|lower|higher|fewer)\b|\W*$", text[end:])
+                    or following == "half"
+                ):
+                    share = value * _FRACTIONS[following]
+                    found.append(_fraction(text, start, end, share))
+                    position += 1
+                continue
+            if word in ("a", "an") and following not in _SCALES:
+                continue
+            if word in _TENS and near and following in _SMALL[1:10]:
+                value += _WORDS[following]
+                end = words[position].end()
+                position += 1
+                following = words[position].group().lower() if position < len(words) else ""
+                near = bool(re.fullmatch(r"\s?|-", text[end : words[position].start()])) if following else False
+            while near and following in _SCALES:
+                value *= _SCALES[following]
+                end = words[position].end()
+                position += 1
+                following = words[position].group().lower() if position < len(words) else ""
+                near = bool(re.fullmatch(r"\s?|-", text[end : words[position].start()])) if following else False
+            unit, worth, length = _unit(text[end:])
+            found.append(
+                Number(
+                    text[start : end + length].strip(),
+                    (start, end + length),
+                    value * worth,
+                    0,
+                    unit=unit,
+                    bound=_bound(text[:start]),
+                    word=True,
+                    label="" if unit else _label(text[:start]),
+                    noun="" if unit else _noun(text[end:]),
+                )
+            )
+        elif word.endswith("fold") and word.removesuffix("fold") in _WORDS:
+            found.append(_fold(text, start, end, _WORDS[word.removesuffix("fold")]))
+        elif word in _FOLDS:
+            found.append(_fold(text, start, end, _FOLDS[word]))
+        elif word in ("half", "halved", "halves", "halving"):
+            found.append(_fraction(text, start, end, 0.5))
+        elif word == "dozen":
+            found.append(Number(match.group(), (start, end), 12, 0, bound=_bound(text[:start]), word=True))
+        elif word in _ORDINALS:
+            found.append(Number(match.group(), (start, end), _ORDINALS[word], 0, "ordinal", word=True))
+    return [number for number in found if number.span[0] not in taken]
+
+
+def _fraction(text: str, start: int, end: int, share: float) -> Number:
+    return Number(
+        text[start:end],
+        (start, end),
+        100 * share,
+        0,
+        unit="%",
+        bound=_bound(text[:start]),
+        word=True,
+        same_as=((share, ""),),
+    )
+
+
+def _fold(text: str, start: int, end: int, value: float) -> Number:
+    return Number(text[start:end], (start, end), value, 0, unit="fold", word=True, same_as=((100 * (value - 1), "%"),))
+
+
+def _shared_units(text: str, numbers: list[Number]) -> list[Number]:
+    """Numbers of a list or range get the unit of its last: "10, 20 and 30%"; "2010–15" becomes 2010 and 2015."""
+    shared = list(numbers)
+    worth = 1.0
+    for i in range(len(shared) - 1, 0, -1):
+        left, right = shared[i - 1], shared[i]
+        if right is numbers[i]:
+            worth = _worth(right)
+        gap = text[left.span[1] : right.span[0]]
+        if left.span[1] > right.span[0] or len(gap) > 8 or not _LIST.fullmatch(gap):
+            continue
+        if (
+            left.kind == "year"
+            and right.kind == "quantity"
+            and not right.unit
+            and re.fullmatch(r"\d\d", right.printed)
+            and re.fullmatch(r"[–—-]", gap)
+        ):
+            century = left.value // 100 * 100
+            shared[i] = replace(right, value=century + right.value, kind="year")
+        elif left.kind == right.kind == "quantity" and not left.unit and not right.unit and left.noun == "":
+            shared[i - 1] = replace(left, noun=right.noun)
+        elif left.kind == right.kind == "quantity" and not left.unit and right.unit and right.unit not in ("p", "fold"):
+            shared[i - 1] = replace(left, value=left.value * worth, step=left.step * worth, unit=right.unit)
+    for i in range(1, len(shared)):  # grade 2 or 3
+        left, right = shared[i - 1], shared[i]
+        gap = text[left.span[1] : right.span[0]]
+        if (
+            left.label
+            and not right.label
+            and not right.unit
+            and right.kind == "quantity"
+            and len(gap) <= 8
+            and _LIST.fullmatch(gap)
+        ):
+            shared[i] = replace(right, label=left.label)
+    return shared
+
+
+def _worth(number: Number) -> float:
+    """What one of the unit that a number is printed with is worth in its base unit."""
+    match = re.search(r"[^\W\d_]+$", number.printed)
+    base, worth = _UNITS.get(match.group().lower() if match else "%", ("%", 1.0))
+    return worth if base == number.unit else 1.0
+
+
+def _ratios(text: str, numbers: list[Number]) -> list[Number]:
+    """ "1 in 5", "one in five", "three out of ten": a share as well as two numbers."""
+    joined: list[Number] = []
+    for number in numbers:
+        if joined and number.kind == "quantity" and joined[-1].kind == "quantity" and not joined[-1].unit:
+            first = joined[-1]
+            gap = text[first.span[1] : number.span[0]]
+            if (
+                re.fullmatch(r"\s+(?:in(?:\s+every)?|out\s+of)\s+", gap)
+                and 0 < first.value < number.value
+                and first.value <= 10
+            ):
+                share = 100 * first.value / number.value
+                joined[-1] = replace(first, same_as=(*first.same_as, (share, "%")))
+                number = replace(number, same_as=(*number.same_as, (share, "%")))
+        joined.append(number)
+    return joined
