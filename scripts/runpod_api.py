@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
+import urllib3
 
 from common.problems import REMOTE_FAILED, TRY_LATER, Problem
 from common.secrets import redact
@@ -31,7 +32,11 @@ RUNPOD_JOBS_URL = "https://api.runpod.ai/v2"
 CONNECT_TIMEOUT = 10.0  # seconds, as all times here
 READ_TIMEOUT = 30.0
 RETRY_BUDGET = 60.0  # how long one call is tried again before it counts as failed
+RATE_BUDGET = 150.0  # the same for 429: RunPod counts calls by the minute, and asks to wait for up to one
 MAX_BACKOFF = 10.0
+LONGEST_RETRY_AFTER = 60.0
+ANSWER_SECONDS = 60.0  # how long one answer may take to arrive, however slowly it comes
+ANSWER_BYTES = 16_000_000
 LOG_SECONDS = 3.0  # how long a log is listened to
 MAX_PAGES = 1000
 _TRANSIENT = frozenset({408, 425, 429})
@@ -161,13 +166,16 @@ class Api:
             ) as response:
                 if response.status_code != 200:
                     raise ApiError(f"GET /{path}: HTTP {response.status_code}", status=response.status_code)
-                for line in response.iter_lines(chunk_size=1):
-                    if line.startswith(b"data:"):
-                        found.append(_log_line(line[5:]))
-                    if len(found) >= tail or time.monotonic() > end:
+                rest = b""
+                while len(found) < tail and time.monotonic() < end and len(rest) < ANSWER_BYTES:
+                    chunk = response.raw.read1(65536, decode_content=True)
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    found += [_log_line(line[5:]) for line in lines if line.startswith(b"data:")]
+                    if not chunk:
                         break
-        except requests.exceptions.RequestException as error:
-            if not found and not isinstance(error, requests.exceptions.ConnectionError):
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+            # A log that is kept open ends in a time-out; what came before it is what there is.
+            if not found and isinstance(error, requests.exceptions.RequestException):
                 raise ApiError(f"GET /{path}: {_network_reason(error)}") from error
         return found[-tail:]
 
@@ -184,6 +192,8 @@ class Api:
         once: bool = False,
     ) -> dict[str, Any]:
         answer = self._retried(method, path, params, body, budget, once)
+        if answer is None and once:
+            raise Unknown(f"{method} /{path}: the answer is empty; whether it was done is not known", TRY_LATER)
         if answer is None:
             raise ApiError(f"{method} /{path}: the answer is empty")
         return answer
@@ -212,7 +222,8 @@ class Api:
                 pause = random.uniform(0.25, 1) * min(0.5 * 2**attempt, MAX_BACKOFF)
                 if failure.retry_after is not None:
                     pause = max(pause, failure.retry_after)
-                if self.clock() + pause > deadline:
+                longer = RATE_BUDGET - RETRY_BUDGET if failure.status == 429 else 0.0
+                if self.clock() + pause > deadline + longer:
                     raise _explained(failure) from None
                 self.warn(f"{failure}; trying again in {pause:.1f} s")
                 self.sleep(pause)
@@ -231,19 +242,19 @@ class Api:
                 json=body,
                 timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
                 allow_redirects=False,  # a redirect would carry the key to another host
+                stream=True,
             )
+            with response:
+                content = _content(response)
         except (requests.exceptions.ConnectTimeout, requests.exceptions.InvalidProxyURL) as error:
             raise _Failed(f"{where}: {_network_reason(error)}", sent=False) from error
         except requests.exceptions.ConnectionError as error:
             raise _Failed(f"{where}: {_network_reason(error)}", sent=not _never_connected(error)) from error
-        except requests.exceptions.RequestException as error:
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise _Failed(f"{where}: {_network_reason(error)}") from error
         if response.status_code == 204:
             return None
-        try:
-            answer = response.json()
-        except (ValueError, RecursionError):
-            answer = None
+        answer = _json(content)
         if not 200 <= response.status_code < 300:
             detail = _detail(answer)
             raise _Failed(
@@ -263,6 +274,10 @@ def from_environment(warn: Callable[[str], None] = lambda message: None) -> Api:
     key = os.environ.get("RUNPOD_API_KEY", "")
     if not key:
         raise Problem("RUNPOD_API_KEY is not set; put it into .env, or practise on the local RunPod: add ON=local")
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise Problem(
+            "RUNPOD_API_KEY has a space, a line's end or a character that no key has; copy it again from the RunPod console"
+        )
     url = base_url("RUNPOD_API_URL", RUNPOD_API_URL)
     if "rest.runpod.io" in url or "graphql" in url:
         raise Problem(f"RUNPOD_API_URL={url} is an API that RunPod has retired; leave it empty for {RUNPOD_API_URL}")
@@ -313,6 +328,30 @@ def _log_line(data: bytes) -> str:
     return redact(" ".join(clean(str(line)).split()))[:300]
 
 
+def _content(response: requests.Response) -> bytes:
+    """The whole answer. Raises Timeout for one that trickles in, and _Failed for one without end: a read's own time limit
+    starts anew with each byte."""
+    end = time.monotonic() + ANSWER_SECONDS
+    content = b""
+    while chunk := response.raw.read1(65536, decode_content=True):
+        content += chunk
+        if len(content) > ANSWER_BYTES:
+            raise _Failed(f"the answer has more than {ANSWER_BYTES} bytes")
+        if time.monotonic() > end:
+            raise requests.exceptions.ReadTimeout(f"the answer did not end within {ANSWER_SECONDS:.0f} s")
+    return content
+
+
+def _json(content: bytes) -> Any:
+    """An answer's JSON as values that can be written again, None where it is not JSON: NaN becomes null, and halves of
+    surrogate pairs "?"."""
+    try:
+        text = json.dumps(json.loads(content, parse_constant=lambda name: None), ensure_ascii=False)
+        return json.loads(text.encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
 def _detail(answer: Any) -> str:
     """The words of a problem+json answer in one line: its detail, then each named field."""
     if not isinstance(answer, dict):
@@ -325,12 +364,12 @@ def _detail(answer: Any) -> str:
 
 def _retry_after(response: requests.Response) -> float | None:
     value = response.headers.get("Retry-After", "")
-    return min(float(value), RETRY_BUDGET) if re.fullmatch(r"\d{1,6}(\.\d+)?", value) else None
+    return min(float(value), LONGEST_RETRY_AFTER) if re.fullmatch(r"\d{1,6}(\.\d+)?", value) else None
 
 
 def _network_reason(error: Exception) -> str:
     """A network error in a few words: its innermost reason, without our URL in it."""
-    if isinstance(error, requests.exceptions.Timeout):
+    if isinstance(error, (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError)):
         return "no answer in time"
     text = str(error)
     for pattern, words in (

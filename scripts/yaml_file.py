@@ -20,6 +20,7 @@ class YamlFile:
     path: Path
     data: Any
     lines: dict[Where, int] = field(default_factory=dict)
+    seen: set[int] = field(default_factory=set, repr=False)  # while it is read: the nodes that were met
 
     def at(self, where: Where) -> str:
         """`config/endpoint.yaml:12`: the line of a value, or of the nearest thing above it."""
@@ -54,10 +55,19 @@ def read(path: Path) -> YamlFile:
 
 
 def _walk(node: yaml.Node, where: Where, found: YamlFile) -> None:
-    found.lines[where] = node.start_mark.line + 1
+    line = node.start_mark.line + 1
+    if id(node) in found.seen:
+        # Anchors and aliases: nobody needs them here, and nested ones grow without bound.
+        raise Problem(f"{found.path}:{line}: anchors (&, *) are not allowed; write the value out")
+    found.seen.add(id(node))
+    found.lines[where] = line
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                raise Problem(
+                    f"{found.path}:{key.start_mark.line + 1}: the key {key.value!r:.100} must be text: put it in quotes"
+                )
             name = str(key.value)
             if name in seen:
                 raise Problem(f"{found.path}:{key.start_mark.line + 1}: the key {name!r:.100} stands twice")

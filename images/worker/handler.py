@@ -154,7 +154,9 @@ class Handler:
         return {"op": "metrics", "metrics": self.metrics.text(len(self._runs), numbers)}
 
     def _model(self) -> dict[str, Any]:
-        return {**self.engine.model, "image": os.environ.get("IMAGE") or None}
+        # Both set by `make deploy`, which tells by them which release an answer came from.
+        deployed = {"image": os.environ.get("IMAGE") or None, "release": os.environ.get("RELEASE") or None}
+        return {**self.engine.model, **deployed}
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -6,12 +6,14 @@ import os
 import re
 
 HIDDEN = "[hidden]"
-# Tokens by the marks that their issuers put on them: Hugging Face, RunPod, GitHub, OpenAI, AWS; and private keys.
+# Tokens by the marks that their issuers put on them: Hugging Face, RunPod, GitHub, OpenAI, AWS; private keys; and
+# passwords in URLs.
 LOOKS_SECRET = re.compile(
     r"\b(?:hf_|rpa_|rps_|gh[pousr]_|github_pat_|sk-|AKIA)[A-Za-z0-9_-]{12,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
 )
 # Names of variables whose value is a secret.
-NAMES_SECRET = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)", re.I)
+NAMES_SECRET = re.compile(r"(?:^|_)(?:TOKEN|KEY|APIKEY|SECRET|PASS|PASSWORD|PASSWD|PWD|CREDENTIALS?)(?:_|$)", re.I)
 _SHORTEST = 8  # a shorter value would hide ordinary words
 
 

@@ -12,9 +12,9 @@ changes are pending; 75 try again later. Results go to stdout, progress to stder
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +26,64 @@ from common.urls import base_url
 from endpoint import checks, rollout, smoke
 from endpoint import plan as plans
 from endpoint.desired import Desired, load
-from endpoint.state import State
+from endpoint.state import State, hash_of, name_in, utc
 from runpod_api import RUNPOD_JOBS_URL, Api, from_environment
 
 FORMS = ("text", "json", "markdown")
+# Where the file cannot be read: seconds, as config/endpoint.yaml ships them.
+DEADLINE, PROPAGATION = 1800.0, 60.0
 
 
 def say(message: str) -> None:
-    """Progress, for a person."""
-    print(redact(clean(message)), file=sys.stderr, flush=True)
+    """Progress, for a person. Nobody listening (a closed pipe) must not end a deploy half way."""
+    with contextlib.suppress(OSError):
+        print(redact(clean(message)), file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """The result, on stdout."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the rest of the process)
 
 
 class Command:
-    """What every verb starts from: the file, the API, the state."""
+    """What every verb starts from: the file, the API, the state.
 
-    def __init__(self) -> None:
+    `needs_file` False: status, rollback and destroy also work with a file that is broken, on the name in the state.
+    """
+
+    def __init__(self, *, needs_file: bool = True) -> None:
         self.form = os.environ.get("AS") or "text"
         if self.form not in FORMS:
             raise Problem(f"AS={self.form!r:.40} is unknown; known are {', '.join(FORMS)}")
         config = Path(os.environ.get("CONFIG_DIR") or "config")
         self.prompts = Path(os.environ.get("PROMPTS_DIR") or "prompts")
-        folder = Path(os.environ.get("DEPLOY_DIR") or "deploy")
-        self.desired: Desired = load(config, folder)
+        self.folder = Path(os.environ.get("DEPLOY_DIR") or "deploy")
         self.api = from_environment(say)
         jobs = Api(os.environ["RUNPOD_API_KEY"], base_url("RUNPOD_JOBS_URL", RUNPOD_JOBS_URL), warn=say)
         self.platform = rollout.Platform(self.api, jobs, say)
-        self.state = State(folder, self.api.url, self.desired.name)
+        self.broken = ""
+        self._desired: Desired | None = None
+        try:
+            self._desired = load(config, self.folder)
+        except Problem as problem:
+            name = None if needs_file else name_in(self.folder)
+            if name is None:
+                raise
+            self.broken = str(problem)
+            say(f"going by {self.folder / 'deploy.lock.json'}, because: {problem}")
+        name = self._desired.name if self._desired else str(name)
+        self.state = State(self.folder, self.api.url, name)
+        self.deadline = self._desired.deadline if self._desired else DEADLINE
+        self.propagation = self._desired.propagation if self._desired else PROPAGATION
+
+    @property
+    def desired(self) -> Desired:
+        """The file. Only for verbs that need it, and where it was read."""
+        assert self._desired
+        return self._desired
 
     def plan(self, actual: dict[str, Any] | None) -> plans.Plan:
         """The plan to the file, with what the catalog and the hub say to it. Raises Problem for what cannot work."""
@@ -61,10 +93,10 @@ class Command:
                 f"endpoint {actual.get('id')} cannot become what {desired.file.path} says: {reason}."
                 f" Make it anew: make destroy NAME={desired.name}, then make deploy"
             )
-        made = plans.make(desired.body, actual)
+        made = plans.make(desired.body, actual, self.state.known())
         if not desired.image:
             made.notes.append(f"the image is not compared: {desired.image_from}")
-        made.notes.extend(checks.model(desired))
+        made.notes.extend(checks.model(desired, actual))
         made.notes.extend(checks.catalog(desired, self.api))
         if desired.image and desired.image != (actual or {}).get("image"):
             made.notes.extend(checks.image(desired.image))
@@ -81,7 +113,7 @@ def plan() -> int:
     """Show what there is to do; change nothing."""
     command = Command()
     made = command.plan(command.platform.find(command.state))
-    print(command.show(made))
+    tell(command.show(made))
     return OK if made.action == "none" else CHANGES
 
 
@@ -95,16 +127,18 @@ def deploy() -> int:
     with state.alone():
         actual = platform.find_intended(state, desired.propagation)
         made = command.plan(actual)
-        print(command.show(made), flush=True)
+        tell(command.show(made))
+        first = made.action == "create" or (state.intended() and not state.releases)
         if actual:
             state.settled()
-            state.endpoint_id = str(actual["id"])
+            state.endpoint_id = actual["id"]
+        state.rolling_back = None
         if made.action == "none" and state.proven(desired.body):
+            state.failed = None
             state.write()
             return OK
-        target = _way_back(state, made, desired.body, actual)
-        deadline = platform.clock() + desired.deadline
         try:
+            deadline = platform.clock() + desired.deadline
             if made.action == "create":
                 state.endpoint_id = rollout.create(platform, made, state, desired.propagation)
             elif made.action == "update":
@@ -112,12 +146,17 @@ def deploy() -> int:
             assert state.endpoint_id
             rollout.settle(platform, state.endpoint_id, desired.body, max(desired.propagation, 1.0))
             state.settled()
-            _alone_with_name(platform, state)
+            if made.action == "create":
+                _alone_with_name(platform, state)
             answer = rollout.wait_and_prove(platform, state.endpoint_id, desired.body, input_, deadline)
         except rollout.BadRelease as cause:
-            return _rolled_back(command, str(cause), target, input_)
-        state.prove(desired.body, {**answer, "at": _now()})
-    print(f"deployed: endpoint {state.endpoint_id} answered a job. In .env: RUNPOD_ENDPOINT_ID={state.endpoint_id}")
+            assert state.endpoint_id
+            say(f"the release is not good: {cause}")
+            outcome = _put_back(command, made, actual, first, input_)
+            state.fail(f"{cause}; {outcome}")
+            raise Problem(f"not deployed: {cause}\n{outcome}", REMOTE_FAILED) from None
+        state.prove(desired.body, {**answer, "at": utc()})
+    tell(f"deployed: endpoint {state.endpoint_id} answered a job. In .env: RUNPOD_ENDPOINT_ID={state.endpoint_id}")
     return OK
 
 
@@ -132,88 +171,95 @@ def _alone_with_name(platform: rollout.Platform, state: State) -> None:
         )
 
 
-def _way_back(
-    state: State, made: plans.Plan, body: dict[str, Any], actual: dict[str, Any] | None
-) -> dict[str, Any] | None:
-    """What to put back if this deploy does not end well: the release that was last proven, else what runs now.
+def _put_back(
+    command: Command, made: plans.Plan, actual: dict[str, Any] | None, first: bool, input_: dict[str, Any]
+) -> str:
+    """After a release that is not good: what was done about it, as a sentence.
 
-    None: there is neither. The body itself: it was proven before, so going back to another release would mend nothing.
+    The release that was proven last comes back; without one what ran before this deploy. A first release is kept from
+    starting workers. Where this deploy changed nothing, and the release has been good before, nothing is put back.
     """
-    if state.proven(body):
-        return body
-    return state.last_good() or (actual if made.action == "update" else None)
-
-
-def _rolled_back(command: Command, cause: str, target: dict[str, Any] | None, input_: dict[str, Any]) -> int:
-    platform, state = command.platform, command.state
-    say(f"the release is not good: {cause}")
+    platform, state, body = command.platform, command.state, command.desired.body
     assert state.endpoint_id
-    if target is command.desired.body:
-        outcome = "this release has answered a job before, so nothing was put back. Look at it: make status"
-    else:
-        deadline = platform.clock() + command.desired.deadline
-        outcome = rollout.roll_back(platform, state.endpoint_id, target, input_, deadline)
-    state.fail(f"{cause}; {outcome}")
-    raise Problem(f"not deployed: {cause}\n{outcome}", REMOTE_FAILED)
+    target = state.last_good()
+    if target is not None and hash_of(target) == hash_of(body):
+        return "this release has answered a job before, so nothing was put back. Look at it: make status"
+    if target is None and first:
+        return rollout.let_nothing_start(platform, state.endpoint_id)
+    if target is None and made.action == "update":
+        target = actual
+    if target is None:
+        return "this deploy changed nothing, so nothing was put back. Look at it: make status"
+    return rollout.roll_back(platform, state.endpoint_id, target, input_, platform.clock() + command.deadline)
 
 
 def rollback() -> int:
-    """Put the proven release before the newest one back."""
-    command = Command()
-    platform, state, desired = command.platform, command.state, command.desired
+    """Put the proven release before the newest one back; one that was broken off goes on to the same release."""
+    command = Command(needs_file=False)
+    platform, state = command.platform, command.state
+    input_ = smoke.job_input(command.prompts)
     with state.alone():
         actual = platform.find(state)
         if actual is None:
-            raise Problem(f"there is no endpoint {desired.name}; make it: make deploy")
-        state.endpoint_id = str(actual["id"])
-        # Where the newest proven release is not what runs (a deploy was broken off), that one is the way back.
-        newest = state.last_good()
-        undone = newest is not None and plans.make(newest, actual).action == "none"
-        earlier = state.releases[:-1] if undone else state.releases
-        if not earlier:
+            raise Problem(f"there is no endpoint {state.name}; make it: make deploy")
+        state.endpoint_id = actual["id"]
+        releases = state.releases
+        wanted = [number for number, release in enumerate(releases) if hash_of(release["body"]) == state.rolling_back]
+        if not wanted:
+            # Where the newest proven release is not what runs (a deploy was broken off), that one is the way back.
+            newest = state.last_good()
+            undone = newest is not None and plans.make(newest, actual).action == "none"
+            wanted = list(range(len(releases)))[: -1 if undone else None][-1:]
+        if not wanted:
             raise Problem(
-                f"{state.path} knows no earlier release that was proven. Take the change of {desired.file.path} (or of"
+                f"{state.path} knows no earlier release that was proven. Take the change of config/endpoint.yaml (or of"
                 " deploy/image.json) back with git, then: make deploy"
             )
-        target = earlier[-1]["body"]
-        made = plans.make(target, actual)
-        print(command.show(made), flush=True)
-        input_ = smoke.job_input(command.prompts)
-        deadline = platform.clock() + desired.deadline
+        target, proven = releases[wanted[0]]["body"], releases[wanted[0]]["proven"]
+        made = plans.make(target, actual, state.known())
+        tell(command.show(made))
+        state.rolling_back = hash_of(target)
+        state.write()
         try:
+            deadline = platform.clock() + command.deadline
             if made.action == "update":
                 rollout.change(platform, made)
-            rollout.settle(platform, state.endpoint_id, target, max(desired.propagation, 1.0))
+            rollout.settle(platform, state.endpoint_id, target, max(command.propagation, 1.0))
             answer = rollout.wait_and_prove(platform, state.endpoint_id, target, input_, deadline)
         except rollout.BadRelease as cause:
             state.fail(f"rollback: {cause}")
-            raise Problem(f"the earlier release was put back, but is not good: {cause}", REMOTE_FAILED) from None
-        state.releases = earlier
-        state.prove(target, {**answer, "at": _now()})
-    if plans.make(desired.body, platform.get(state.endpoint_id)).action != "none":
+            raise Problem(
+                f"the release of {proven} was put back, but is not good: {cause}\nLook at it: make status. Forward again:"
+                " make deploy",
+                REMOTE_FAILED,
+            ) from None
+        state.releases = releases[: wanted[0]]
+        state.prove(target, {**answer, "at": utc()})
+    if command.broken or plans.make(command.desired.body, platform.get(state.endpoint_id)).action != "none":
         say(
-            f"{desired.file.path} still says what was rolled back: change it too, or the next make deploy brings it again"
+            "config/endpoint.yaml still says what was rolled back: change it too, or the next make deploy brings it again"
         )
-    print(f"rolled back: endpoint {state.endpoint_id} answered a job with the release of {earlier[-1]['proven']}")
+    tell(f"rolled back: endpoint {state.endpoint_id} answered a job with the release of {proven}")
     return OK
 
 
 def destroy() -> int:
     """Delete the endpoint, and see that it is gone."""
-    command = Command()
+    command = Command(needs_file=False)
     platform, state = command.platform, command.state
     if os.environ.get("NAME") != state.name:
         raise Problem(
             f"destroy deletes the endpoint {state.name}. To do that, repeat its name: make destroy NAME={state.name}"
         )
     with state.alone():
-        found = platform.find_intended(state, command.desired.propagation)
+        found = platform.find_intended(state, command.propagation)
         if found is None:
-            print(f"there is no endpoint {state.name}: nothing to destroy")
+            tell(f"there is no endpoint {state.name}: nothing to destroy")
         else:
-            endpoint_id = str(found["id"])
+            endpoint_id, name = found["id"], found.get("name")
+            say(f"deleting endpoint {endpoint_id}, named {name}")
             command.api.delete(f"serverless/{endpoint_id}")
-            end = platform.clock() + max(command.desired.propagation, 1.0)
+            end = platform.clock() + max(command.propagation, 1.0)
             while platform.get(endpoint_id) or any(
                 other.get("id") == endpoint_id for other in platform.named(state.name)
             ):
@@ -223,7 +269,7 @@ def destroy() -> int:
                         TRY_LATER,
                     )
                 platform.sleep(1.0)
-            print(
+            tell(
                 f"destroyed: endpoint {endpoint_id} is gone. Network volumes and registry credentials, if any, stay and bill on"
             )
         state.settled()
@@ -235,17 +281,16 @@ def status() -> int:
     """One screen about the endpoint; changes nothing."""
     from endpoint import report
 
-    command = Command()
+    command = Command(needs_file=False)
+    if command.form == "markdown":
+        raise Problem("AS=markdown is for plan; status knows text and json")
     actual = command.platform.find(command.state)
     if actual is None:
-        raise Problem(f"there is no endpoint {command.desired.name} yet; make it: make deploy", BAD_INPUT)
-    seen = report.gather(command.platform, command.state, command.desired, actual)
-    print(to_json(seen).rstrip() if command.form == "json" else report.text(seen))
+        raise Problem(f"there is no endpoint {command.state.name} yet; make it: make deploy", BAD_INPUT)
+    drift = None if command.broken else plans.make(command.desired.body, actual, command.state.known())
+    seen = report.gather(command.platform, command.state, drift, actual, command.broken)
+    tell(to_json(seen).rstrip() if command.form == "json" else report.text(seen))
     return FLAGGED if seen["problems"] else OK
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 VERBS = {"plan": plan, "deploy": deploy, "status": status, "rollback": rollback, "destroy": destroy}

@@ -4,6 +4,7 @@ about the image. Each returns notes for the plan, and raises Problem for what ca
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import model_hub
@@ -17,8 +18,14 @@ GB = 10**9
 GIB = 2**30
 
 
-def model(desired: Desired) -> list[str]:
-    """Is the commit on the hub, private, and one that `make ablate` verified? UNVERIFIED=1 asks nothing."""
+def model(desired: Desired, actual: Mapping[str, Any] | None = None) -> list[str]:
+    """Is the commit on the hub, private, and one that `make ablate` verified? UNVERIFIED=1 asks nothing.
+
+    Neither is anything asked about the model that the endpoint has already.
+    """
+    env = (actual or {}).get("env") or {}
+    if (env.get("MODEL_ID"), env.get("MODEL_REVISION")) == (desired.model.id, desired.model.revision):
+        return []
     wanted, at = desired.model, desired.file.at(("model", "revision"))
     if os.environ.get("UNVERIFIED") not in (None, "", "0"):
         return [f"UNVERIFIED=1: nobody asked the hub about {wanted.id} at {wanted.revision[:12]}"]
@@ -72,6 +79,14 @@ def catalog(desired: Desired, api: Api) -> list[str]:
         types = serverless_gpus(api)
     except ApiError as error:
         return [f"the GPU pools are not checked: {error}"]
+    if not types:
+        return ["the GPU pools are not checked: RunPod's catalog is empty"]
+    ids = [kind["id"] for kind in types if kind["pool"] in gpu["pools"]]
+    if unknown := [kind for kind in gpu["excludedTypes"] if kind not in ids]:
+        raise Problem(
+            f"{desired.file.at(('gpu', 'excludedTypes'))}: the pools have no GPU type {', '.join(unknown)}; they have"
+            f" {', '.join(ids) or 'none'}"
+        )
     pools: dict[str, list[dict[str, Any]]] = {}
     for kind in types:
         if kind.get("id") not in gpu["excludedTypes"]:
@@ -109,7 +124,14 @@ def catalog(desired: Desired, api: Api) -> list[str]:
 def serverless_gpus(api: Api) -> list[dict[str, Any]]:
     """The GPU types that are in a serverless pool, with prices and availability. Raises ApiError."""
     found = api.list("catalog/gpus", "gpus", {"include": "AVAILABILITY", "product": "SERVERLESS"})
-    return [kind for kind in found if kind.get("pool")]
+    return [
+        kind
+        for kind in found
+        if isinstance(kind.get("id"), str)
+        and isinstance(kind.get("pool"), str)
+        and isinstance(kind.get("memory"), int)
+        and isinstance(kind.get("price"), dict)
+    ]
 
 
 def pool_price(kinds: list[dict[str, Any]]) -> float | None:
@@ -127,7 +149,7 @@ def image(reference: str) -> list[str]:
     import image_registry
 
     if os.environ.get("UNVERIFIED") not in (None, "", "0"):
-        return []
+        return [f"UNVERIFIED=1: nobody asked the registry about {reference}"]
     exists = image_registry.digest_exists(reference)
     if exists is False:
         raise Problem(f"{reference} is not in its registry: make push REGISTRY=docker.io/your-name/")

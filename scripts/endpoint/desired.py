@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -17,8 +19,9 @@ from common.secrets import LOOKS_SECRET, NAMES_SECRET
 DIGEST = re.compile(r"[a-z0-9][a-z0-9._/:-]*@sha256:[0-9a-f]{64}")
 NO_COMMIT = "0" * 40
 SECRET = re.compile(r"\{\{ ?RUNPOD_SECRET_\w{1,100} ?\}\}")
-# What the deploy sets itself, and what RunPod sets.
-OWN_VARIABLES = ("MODEL_ID", "MODEL_REVISION", "IMAGE")
+_PLAIN = re.compile(r"-?\d+(?:\.\d+)?|true|false", re.I)  # MAX_TOKEN_COUNT=512
+# What the deploy sets itself. RELEASE is a hash of what a worker is made from; it comes back in every answer.
+OWN_VARIABLES = ("MODEL_ID", "MODEL_REVISION", "IMAGE", "RELEASE")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Desired:
 
 def is_secret(name: str, value: str) -> bool:
     """Is this variable's value something that must never be shown?"""
-    if SECRET.fullmatch(value):
+    if SECRET.fullmatch(value) or _PLAIN.fullmatch(value):
         return False
     return bool(NAMES_SECRET.search(name) or LOOKS_SECRET.search(value))
 
@@ -62,6 +65,7 @@ def load(config: Path, deploy: Path, environ: Mapping[str, str] = os.environ) ->
     file = yaml_file.read(config / "endpoint.yaml")
     _validate(file, config / "endpoint.schema.json")
     data = file.data
+    _check_values(file)
     _check_env(file)
     model = Model(**data["model"])
     gpu = data["gpu"]
@@ -96,14 +100,14 @@ def _body(data: dict[str, Any], model: Model, image: str | None, pools: list[str
     workers = dict(data["workers"])
     if data["scaling"]["type"] == "REQUEST_COUNT":
         del workers["idleTimeout"]  # RunPod refuses it with this scaler
+    env = {**data["env"], "MODEL_ID": model.id, "MODEL_REVISION": model.revision}
+    if image:
+        env["IMAGE"] = image
+        made_from = [image, data["args"], sorted(env.items())]
+        env["RELEASE"] = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     body = {
         **{key: data[key] for key in ("name", "type", "args", "disk", "ports", "registry")},
-        "env": {
-            **data["env"],
-            "MODEL_ID": model.id,
-            "MODEL_REVISION": model.revision,
-            **({"IMAGE": image} if image else {}),
-        },
+        "env": env,
         "gpu": gpu,
         "workers": workers,
         **{key: data[key] for key in ("scaling", "timeout", "flashboot", "dataCenterIds", "networkVolumes")},
@@ -147,6 +151,28 @@ def _told(file: yaml_file.YamlFile, error: Any) -> str:
         return f"{file.at(where)}: {field} must be {meaning or 'text: put the value in quotes'}"
     found = json.dumps(error.instance, default=str)
     return f"{file.at(where)}: {field} is {found[:100]}; must be {meaning or error.message[:200]}"
+
+
+def _check_values(file: yaml_file.YamlFile) -> None:
+    """What no schema can say: numbers must be finite, and no text may be, or hold, a secret."""
+
+    def walk(value: Any, where: yaml_file.Where) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, (*where, key))
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                walk(item, (*where, index))
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise Problem(f"{file.at(where)}: {'.'.join(map(str, where))} must be a number, not {value}")
+        elif isinstance(value, str) and where[0] != "env" and LOOKS_SECRET.search(value):
+            raise Problem(
+                f"{file.at(where)}: {'.'.join(map(str, where))} holds a secret, which must not stand in this file"
+            )
+
+    walk(file.data, ())
+    if file.data["name"].endswith(" -fb"):
+        raise Problem(f"{file.at(('name',))}: name must not end in ' -fb', which RunPod itself appends")
 
 
 def _check_env(file: yaml_file.YamlFile) -> None:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.secrets import redact
 from common.text import clean
-from endpoint.desired import is_secret
 
 # Lists that mean sets. The order of gpu.pools is a preference.
 _SETS = ("ports", "dataCenterIds", "networkVolumes")
 _GPU_SETS = ("excludedTypes", "allowedCudaVersions")
 # What a console or the platform adds to an endpoint's variables by itself: never ours to take away.
 _INJECTED = ("PORT", "PORT_HEALTH", "PUBLIC_KEY", "JUPYTER_PASSWORD")
+# The one number of each scaler.
+_SCALERS = {"QUEUE_DELAY": "queueDelay", "REQUEST_COUNT": "requestCount"}
 # These act at once; a change of anything else is a new release, which reaches workers as they are replaced.
 AT_ONCE = ("name", "workers", "scaling", "timeout")
 IDLE_NOTE = (
@@ -73,8 +76,9 @@ def normalise(endpoint: Mapping[str, Any]) -> dict[str, Any]:
     """
     gpu = endpoint.get("gpu") or {}
     workers = endpoint.get("workers") or {}
-    scaling = dict(endpoint.get("scaling") or {})
+    scaling = endpoint.get("scaling") or {}
     request_count = scaling.get("type") == "REQUEST_COUNT"
+    scaler = ("type", _SCALERS[scaling["type"]]) if scaling.get("type") in _SCALERS else sorted(scaling)
     env = endpoint.get("env") or {}
     found = {
         # RunPod has appended this suffix to the names of endpoints with FlashBoot.
@@ -84,7 +88,7 @@ def normalise(endpoint: Mapping[str, Any]) -> dict[str, Any]:
         "args": endpoint.get("args") or "",
         "disk": endpoint.get("disk"),
         "registry": endpoint.get("registry") or None,
-        "env": {key: env[key] for key in sorted(env) if not (key.startswith("RUNPOD_") or key in _INJECTED)},
+        "env": {key: env[key] for key in sorted(env) if not _injected(key)},
         "gpu": {
             "pools": list(gpu.get("pools") or []),
             "count": gpu.get("count") or 1,
@@ -97,13 +101,47 @@ def normalise(endpoint: Mapping[str, Any]) -> dict[str, Any]:
             # Has no meaning, and is not answered, with this scaler.
             "idleTimeout": None if request_count else workers.get("idleTimeout"),
         },
-        "scaling": {key: _number(scaling[key]) for key in sorted(scaling)},
+        "scaling": {key: _number(scaling.get(key)) for key in scaler},
         "timeout": endpoint.get("timeout") or 0,
         "flashboot": endpoint.get("flashboot") or "OFF",
     }
     for key in _SETS:
         found[key] = sorted(endpoint.get(key) or [])
     return found
+
+
+def _injected(variable: str) -> bool:
+    return variable.startswith("RUNPOD_") or variable in _INJECTED
+
+
+def misshapen(endpoint: Any) -> str:
+    """The first field of an answer that is no endpoint's, by its type; empty for an endpoint. Unknown fields are fine."""
+    if not isinstance(endpoint, dict):
+        return "the answer itself"
+    if not re.fullmatch(r"[\w-]{1,100}", str(endpoint.get("id"))) or not isinstance(endpoint.get("id"), str):
+        return "id"
+    kinds: dict[str, type | tuple[type, ...]] = {
+        **dict.fromkeys(("name", "type", "image", "args", "flashboot", "registry"), str),
+        **dict.fromkeys(("gpu", "workers", "scaling", "env"), dict),
+        **dict.fromkeys(("ports", "dataCenterIds", "networkVolumes", "cpu"), list),
+        **dict.fromkeys(("disk", "timeout"), (int, float)),
+    }
+    for key, kind in kinds.items():
+        if endpoint.get(key) is not None and not isinstance(endpoint[key], kind):
+            return key
+    for key in ("ports", "dataCenterIds", "networkVolumes"):
+        if not all(isinstance(item, str) for item in endpoint.get(key) or []):
+            return key
+    gpu = endpoint.get("gpu") or {}
+    for key in ("pools", *_GPU_SETS):
+        if not isinstance(gpu.get(key) or [], list) or not all(isinstance(item, str) for item in gpu.get(key) or []):
+            return f"gpu.{key}"
+    if not all(isinstance(value, str) for value in (endpoint.get("env") or {}).values()):
+        return "env"
+    workers = endpoint.get("workers") or {}
+    if not all(isinstance(workers.get(key) or 0, int) for key in ("min", "max", "idleTimeout")):
+        return "workers"
+    return ""
 
 
 def _number(value: Any) -> Any:
@@ -116,10 +154,11 @@ def fingerprint(normalised: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(normalised, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def make(body: Mapping[str, Any], actual: Mapping[str, Any] | None) -> Plan:
+def make(body: Mapping[str, Any], actual: Mapping[str, Any] | None, known: Collection[str] = ()) -> Plan:
     """The plan from an endpoint as the API answers it (None: there is none) to the desired body.
 
-    A body without an image leaves the image, and the variable IMAGE, as they are.
+    A body without an image leaves the image, and what the deploy derives from it, as they are. `known` are values that
+    may be shown as old ones: what this project itself has sent before.
     """
     name = str(body["name"])
     if actual is None:
@@ -127,15 +166,16 @@ def make(body: Mapping[str, Any], actual: Mapping[str, Any] | None) -> Plan:
     wanted, real = normalise(body), normalise(actual)
     if not body.get("image"):
         wanted["image"] = real["image"]
-        wanted["env"] = {**wanted["env"], **({"IMAGE": real["env"]["IMAGE"]} if "IMAGE" in real["env"] else {})}
-    changes = _changes(wanted, real)
-    tops = dict.fromkeys(change.top for change in changes)
+        kept = {key: real["env"][key] for key in ("IMAGE", "RELEASE") if key in real["env"]}
+        wanted["env"] = {**wanted["env"], **kept}
+    changes = _changes(wanted, real, known)
+    tops = dict.fromkeys(top for top in wanted if wanted[top] != real[top])
     return Plan(
         "update" if changes else "none",
         name,
         str(actual.get("id")),
         changes,
-        {top: _sent(top, wanted) for top in tops},
+        {top: _sent(top, wanted, actual) for top in tops},
         fingerprint(real),
     )
 
@@ -149,17 +189,20 @@ def impossible(body: Mapping[str, Any], actual: Mapping[str, Any]) -> str:
     return ""
 
 
-def _sent(top: str, wanted: Mapping[str, Any]) -> Any:
+def _sent(top: str, wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> Any:
     """The whole value of a top-level field for a PATCH: what the API would otherwise keep is cleared explicitly."""
     value = wanted[top]
     if top == "gpu":
         return {**value, "minCudaVersion": value["minCudaVersion"] or ""}
     if top == "workers":
         return {key: item for key, item in value.items() if item is not None}
+    if top == "env":
+        # It is replaced whole: what the platform has added stays.
+        return {**{key: item for key, item in (actual.get("env") or {}).items() if _injected(key)}, **value}
     return value
 
 
-def _changes(wanted: Mapping[str, Any], real: Mapping[str, Any]) -> list[Change]:
+def _changes(wanted: Mapping[str, Any], real: Mapping[str, Any], known: Collection[str]) -> list[Change]:
     found: list[Change] = []
     for top, new in wanted.items():
         old = real[top]
@@ -169,27 +212,21 @@ def _changes(wanted: Mapping[str, Any], real: Mapping[str, Any]) -> list[Change]
             for key in sorted({*new, *old}):
                 before, after = old.get(key, _ABSENT), new.get(key, _ABSENT)
                 if before != after:
-                    found.append(_change(top, key, before, after))
+                    found.append(_change(top, key, before, after, known))
         else:
-            found.append(Change(top, HIDDEN if is_secret("", str(old)) else _shown(old), _shown(new)))
+            hidden = top == "args" and old and old not in known
+            found.append(Change(top, HIDDEN if hidden else _shown(old), _shown(new)))
     return found
 
 
-def _change(top: str, key: str, before: Any, after: Any) -> Change:
-    name = f"{top}.{key}"
+def _change(top: str, key: str, before: Any, after: Any, known: Collection[str]) -> Change:
+    name = f"{top}.{' '.join(clean(key).split())}"
     if top == "env":
-        return Change(name, _variable(key, before, after), _variable(key, after, after))
+        # What somebody typed into the console may be a secret under any name.
+        old = HIDDEN if before is not _ABSENT and before not in known else _shown(before)
+        return Change(name, old, _shown(after))
     lowered = name == "workers.max" and isinstance(before, int) and before < after and before in (0, 2)
     return Change(name, _shown(before), _shown(after), IDLE_NOTE if lowered else "")
-
-
-def _variable(name: str, value: Any, wanted: Any) -> str:
-    """A variable's value as it may be shown: what somebody typed into the console may be a secret under any name."""
-    if value is _ABSENT:
-        return "(absent)"
-    # A value is known not to be one only where the file itself holds a plain value for that name.
-    known = wanted is not _ABSENT and "{{" not in wanted
-    return HIDDEN if value is not wanted and (not known or is_secret(name, value)) else _shown(value)
 
 
 def _created(body: Mapping[str, Any]) -> list[Change]:
@@ -203,11 +240,11 @@ def _created(body: Mapping[str, Any]) -> list[Change]:
 
 
 def _shown(value: Any) -> str:
-    return (
-        json.dumps(value, ensure_ascii=False, sort_keys=True)
-        if not isinstance(value, str) or not value
-        else clean(value)
-    )
+    """A value as text. One that looks like a secret is hidden, whoever wrote it where."""
+    if value is _ABSENT:
+        return "(absent)"
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return redact(clean(text))
 
 
 # --- printing --------------------------------------------------------------------------------------------------------
@@ -251,7 +288,7 @@ def markdown(plan: Plan) -> str:
         lines += ["| field | is | should be |", "|---|---|---|"]
         for change in plan.changes:
             note = f"<br>{_cell(change.note)}" if change.note else ""
-            lines.append(f"| `{change.field}` | {_code(change.old)} | {_code(change.new)}{note} |")
+            lines.append(f"| {_code(change.field)} | {_code(change.old)} | {_code(change.new)}{note} |")
         lines.append("")
     return "\n".join([*lines, *(f"- {_cell(note)}" for note in plan.notes)]).rstrip() + "\n"
 

@@ -7,7 +7,6 @@ from typing import Any
 from common.text import clean
 from endpoint import plan as plans
 from endpoint.checks import pool_price, serverless_gpus
-from endpoint.desired import Desired
 from endpoint.rollout import Platform
 from endpoint.state import State
 from runpod_api import ApiError
@@ -15,8 +14,13 @@ from runpod_api import ApiError
 SHOWN_RELEASES = 3
 
 
-def gather(platform: Platform, state: State, desired: Desired, actual: dict[str, Any]) -> dict[str, Any]:
-    """Everything that `make status` shows, as plain values. A part that cannot be asked is None, with a problem."""
+def gather(
+    platform: Platform, state: State, drift: plans.Plan | None, actual: dict[str, Any], broken: str
+) -> dict[str, Any]:
+    """Everything that `make status` shows, as plain values. A part that cannot be asked is None, with a problem.
+
+    `drift` is the plan to the file; None where the file is `broken`, which says why.
+    """
     endpoint_id = str(actual["id"])
     problems: list[str] = []
 
@@ -30,13 +34,14 @@ def gather(platform: Platform, state: State, desired: Desired, actual: dict[str,
     workers = ask("workers", f"serverless/{endpoint_id}/workers")
     releases = ask("releases", f"serverless/{endpoint_id}/releases")
     health = ask("the queue", f"{endpoint_id}/health", jobs=True)
-    drift = plans.make(desired.body, actual)
-    if drift.action != "none":
-        problems.append(f"{len(drift.changes)} fields differ from {desired.file.path}: make plan")
+    if drift is None:
+        problems.append(f"not compared with the file: {broken}")
+    elif drift.action != "none":
+        problems.append(f"{plans.summary(drift)}: make plan")
     limits = actual.get("workers") or {}
     if limits.get("max") == 0:
         problems.append(f"max workers is 0, so no job is ever run. {plans.IDLE_NOTE}. Mend: make deploy")
-    listed = [worker for worker in (workers or {}).get("workers") or [] if isinstance(worker, dict)]
+    listed = _dicts(workers, "workers")
     unhealthy = [str(worker.get("id")) for worker in listed if worker.get("status") == "UNHEALTHY"]
     if unhealthy:
         problems.append(f"unhealthy workers: {', '.join(unhealthy)}; their logs are in the RunPod console")
@@ -59,18 +64,24 @@ def gather(platform: Platform, state: State, desired: Desired, actual: dict[str,
         "queue": queue,
         "releases": {
             "rollout": (releases or {}).get("rollout"),
-            "newest": [_release(release) for release in ((releases or {}).get("releases") or [])[:SHOWN_RELEASES]],
+            "newest": [_release(release) for release in _dicts(releases, "releases")[:SHOWN_RELEASES]],
         },
-        "drift": plans.as_dict(drift),
+        "drift": plans.as_dict(drift) if drift else None,
         "usd_per_hour": _cost(platform, actual, listed, problems),
         "proof": {"at": newest["proven"], **newest["smoke"]} if newest else None,
         "problems": problems,
     }
 
 
+def _dicts(answer: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    found = (answer or {}).get(key)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
 def _release(release: dict[str, Any]) -> dict[str, Any]:
     """A release by what changed in it. The values are not shown: among them may be a secret that was typed into the console."""
-    diff = [entry for entry in release.get("diff") or [] if isinstance(entry, dict)]
+    entries = release.get("diff")
+    diff = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     kept = {key: release.get(key) for key in ("version", "createdAt", "source", "workerCount")}
     return {**kept, "fields": [str(entry.get("field")) for entry in diff]}
 
@@ -97,7 +108,8 @@ def _cost(
         if price is None:
             problems.append(f"the catalog has no price for {clean(str(worker.get('gpuTypeId')))[:60]}")
             return None
-        total += price * (worker.get("gpuCount") or 1)
+        count = worker.get("gpuCount")
+        total += price * (count if isinstance(count, int) and count > 0 else 1)
     return round(total, 4)
 
 
@@ -125,9 +137,9 @@ def text(seen: dict[str, Any]) -> str:
     for release in releases["newest"]:
         fields = ", ".join(release["fields"]) or "the first"
         lines.append(f"            {release.get('version')}  {release.get('createdAt')}  {fields}")
-    lines.append(
-        f"drift     {'none' if seen['drift']['action'] == 'none' else ', '.join(change['field'] for change in seen['drift']['changes'])}"
-    )
+    drift = seen["drift"]
+    fields = ", ".join(change["field"] for change in drift["changes"]) if drift else "not known: the file is broken"
+    lines.append(f"drift     {fields or 'none'}")
     proof = seen["proof"]
     lines.append(
         f"proof     {'none: this release has not answered a job that this machine knows of' if not proof else proof['at'] + ', answered by ' + str((proof.get('model') or {}).get('id'))}"

@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from common.problems import REMOTE_FAILED, TRY_LATER, Problem
 from common.text import clean
+from common.urls import is_near
 from endpoint import plan as plans
 from endpoint import smoke
 from endpoint.plan import Plan
@@ -19,7 +21,7 @@ from runpod_api import Api, ApiError, NotFound, Unknown
 
 POLL = (0.2, 5.0)  # seconds: first and longest wait between two looks
 UNHEALTHY_PATIENCE = 120.0  # how long workers that all fail may go on failing before the release counts as bad
-SMOKE_TRIES = 5  # answers from workers of an older release are asked for again
+STALE_PATIENCE = 60.0  # how long workers of older releases are waited for before a job is sent all the same
 LOG_LINES = 8
 
 
@@ -36,17 +38,23 @@ class Platform:
         self.say = say
         self.clock = api.clock
         self.sleep = api.sleep
+        self._missed: set[str] = set()
+
+    @property
+    def local(self) -> bool:
+        """Is this the local RunPod?"""
+        return is_near(urlsplit(self.api.url).hostname or "")
 
     def get(self, endpoint_id: str) -> dict[str, Any] | None:
         """The endpoint of this id, None if there is none. Raises ApiError."""
         try:
-            return self.api.get(f"serverless/{endpoint_id}")
+            return _endpoint(self.api.get(f"serverless/{endpoint_id}"))
         except NotFound:
             return None
 
     def named(self, name: str) -> list[dict[str, Any]]:
         """All endpoints of this name. Raises ApiError."""
-        found = self.api.list("serverless", "endpoints")
+        found = map(_endpoint, self.api.list("serverless", "endpoints"))
         return [endpoint for endpoint in found if str(endpoint.get("name") or "").removesuffix(" -fb") == name]
 
     def find(self, state: State) -> dict[str, Any] | None:
@@ -58,7 +66,11 @@ class Platform:
             endpoint = self.get(state.endpoint_id)
             if endpoint:
                 return endpoint
-            self.say(f"endpoint {state.endpoint_id} of {state.path} does not exist; looking for the name {state.name}")
+            if state.endpoint_id not in self._missed:
+                self.say(
+                    f"endpoint {state.endpoint_id} of {state.path} is not there; looking for the name {state.name}"
+                )
+                self._missed.add(state.endpoint_id)
         found = self.named(state.name)
         if len(found) > 1:
             ids = ", ".join(sorted(str(endpoint.get("id")) for endpoint in found))
@@ -81,7 +93,22 @@ class Platform:
             self.sleep(min(pause, left))
             pause = min(pause * 1.5, POLL[1])
             found = self.find(state)
+        if not found and state.endpoint_id:
+            # RunPod gave this id, so the endpoint exists, or somebody has deleted it: only a person can tell.
+            raise Problem(
+                f"endpoint {state.endpoint_id} was made, and RunPod has not shown it for {propagation:.0f} s. Look for it in"
+                f" the console. If it is there, run this again later; if it never was, or is deleted: rm {state.path}"
+                f" {state.intent}",
+                TRY_LATER,
+            )
         return found
+
+
+def _endpoint(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer that is an endpoint. Raises ApiError naming the field by which it is none."""
+    if field := plans.misshapen(answer):
+        raise ApiError(f"RunPod's answer is not an endpoint: its field {field} is of another kind")
+    return answer
 
 
 def create(platform: Platform, plan: Plan, state: State, propagation: float) -> str:
@@ -130,13 +157,17 @@ def settle(platform: Platform, endpoint_id: str, body: Mapping[str, Any], second
     end = platform.clock() + seconds
     pause = POLL[0]
     while True:
-        actual = platform.get(endpoint_id)
-        left = plans.make(body, actual) if actual else None
+        left, trouble = None, "the endpoint itself"
+        try:
+            if actual := platform.get(endpoint_id):
+                left = plans.make(body, actual)
+                trouble = ", ".join(change.field for change in left.changes)
+        except ApiError as error:
+            trouble = _passing(error)
         if left and left.action == "none":
             return
         if platform.clock() >= end:
-            fields = ", ".join(change.field for change in left.changes) if left else "the endpoint itself"
-            raise BadRelease(f"RunPod does not show what was sent after {seconds:.0f} s: {fields}")
+            raise BadRelease(f"RunPod does not show what was sent after {seconds:.0f} s: {trouble}")
         platform.sleep(pause)
         pause = min(pause * 1.5, POLL[1])
 
@@ -144,60 +175,92 @@ def settle(platform: Platform, endpoint_id: str, body: Mapping[str, Any], second
 def wait_and_prove(
     platform: Platform, endpoint_id: str, body: Mapping[str, Any], input_: dict[str, Any], deadline: float
 ) -> dict[str, Any]:
-    """Wait until the release is on the workers and has answered the smoke job; return what the answer said.
+    """Wait until the release has answered the smoke job; return what the answer said.
 
-    `deadline` is a time of the platform's clock. Raises BadRelease with the cause, ApiError.
+    `deadline` is a time of the platform's clock. What passes by (RunPod out of reach, an endpoint that its job API does
+    not know yet) is waited for until then. Raises BadRelease with the cause.
     """
     watch = _Watch(platform, endpoint_id)
-    pause = POLL[0]
-    # Workers of older releases go first. Without any worker there is nothing to wait for: the job starts one.
-    while watch.look().stale:
-        if platform.clock() >= deadline:
-            raise BadRelease(f"workers of an older release are still there: {watch.words()}")
-        platform.sleep(pause)
-        pause = min(pause * 1.5, POLL[1])
-    for _ in range(SMOKE_TRIES):
-        left = deadline - platform.clock()
-        if left <= 0:
-            break
+    # Workers of older releases go first, as a rule; but a crashed one may stay for ever, and its answer is recognised.
+    patience = min(deadline, platform.clock() + STALE_PATIENCE)
+    waiting = _Pause(platform)
+    while watch.look().only_stale and platform.clock() < patience:
+        waiting.say(f"waiting for workers of the new release: {watch.words()}")
+        waiting.sleep()
+    while platform.clock() < deadline:
         answer = _answer(platform, watch, endpoint_id, input_, deadline)
-        if smoke.stale(answer, body):
-            platform.say("a worker of an older release answered; asking again")
-            platform.sleep(min(2.0, max(0.0, deadline - platform.clock())))
-            continue
-        try:
-            return smoke.check(answer, body, input_)
-        except smoke.Rejected as rejected:
-            raise BadRelease(str(rejected)) from None
-    raise BadRelease(f"only workers of an older release answered: {watch.words()}")
+        if not smoke.stale(answer, body):
+            try:
+                return smoke.check(answer, body, input_, local=platform.local)
+            except smoke.Rejected as rejected:
+                raise BadRelease(str(rejected)) from None
+        platform.say("a worker of an older release answered; asking again")
+        platform.sleep(min(POLL[1], max(0.0, deadline - platform.clock())))
+    raise BadRelease(f"no worker of the new release answered before the deadline: {watch.words()}")
 
 
 def _answer(
     platform: Platform, watch: _Watch, endpoint_id: str, input_: dict[str, Any], deadline: float
 ) -> dict[str, Any]:
     """Send the smoke job and follow it, and the workers, to its end. Raises BadRelease."""
-    job = smoke.SmokeJob(platform.jobs, endpoint_id, input_, deadline - platform.clock())
-    platform.say(f"smoke job {job.id} sent")
-    pause, shown = POLL[0], ""
+    waiting = _Pause(platform)
+    trouble = ""
+    job: smoke.SmokeJob | None = None
     try:
-        while not job.look():
+        while True:
+            ended = False
+            try:
+                if job is None:
+                    job = smoke.SmokeJob(platform.jobs, endpoint_id, input_, deadline - platform.clock())
+                    platform.say(f"smoke job {job.id} sent")
+                ended = job.look()
+                trouble = ""
+            except ApiError as error:
+                trouble = _passing(error)
+            if ended:
+                break
             watch.look()
-            if (words := f"smoke job {job.state.lower().replace('_', ' ')} · {watch.words()}") != shown:
-                platform.say(words)
-                shown = words
+            state = job.state.lower().replace("_", " ") if job else "not accepted yet"
+            waiting.say(f"smoke job {state} · {trouble or watch.words()}")
             if watch.all_unhealthy_for() > UNHEALTHY_PATIENCE:
                 raise BadRelease(f"the workers are unhealthy: {watch.words()}{watch.log()}")
             if platform.clock() >= deadline:
-                raise BadRelease(f"no answer before the deadline (job {job.state}): {watch.why()}{watch.log()}")
-            platform.sleep(pause)
-            pause = min(pause * 1.5, POLL[1])
+                raise BadRelease(f"no answer before the deadline (job {state}): {trouble or watch.why()}{watch.log()}")
+            waiting.sleep()
     except BaseException:
-        job.cancel(platform.say)
+        if job:
+            job.cancel(platform.say)
         raise
+    assert job
     try:
         return smoke.answer_of(job.view)
     except smoke.Rejected as rejected:
-        raise BadRelease(f"{rejected}{watch.log()}") from None
+        raise BadRelease(f"{rejected}{watch.log('container')}") from None
+
+
+def _passing(error: ApiError) -> str:
+    """The words of an error that may pass by: no service, or a thing that is not known yet. Raises BadRelease for others."""
+    if error.code == TRY_LATER or isinstance(error, NotFound):
+        return str(error)
+    raise BadRelease(str(error)) from None
+
+
+class _Pause:
+    """Waits that grow, and lines that are said once."""
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
+        self.seconds = POLL[0]
+        self.said = ""
+
+    def say(self, words: str) -> None:
+        if words != self.said:
+            self.platform.say(words)
+            self.said = words
+
+    def sleep(self) -> None:
+        self.platform.sleep(self.seconds)
+        self.seconds = min(self.seconds * 1.5, POLL[1])
 
 
 class _Watch:
@@ -211,8 +274,12 @@ class _Watch:
         self.unhealthy_since: float | None = None
 
     def look(self) -> _Watch:
-        """Ask once more. Raises ApiError."""
-        answer = self.platform.api.get(f"serverless/{self.endpoint_id}/workers")
+        """Ask once more; what cannot be read now stays as it was. Raises BadRelease."""
+        try:
+            answer = self.platform.api.get(f"serverless/{self.endpoint_id}/workers")
+        except ApiError as error:
+            _passing(error)
+            return self
         workers = answer.get("workers")
         self.workers = [worker for worker in workers if isinstance(worker, dict)] if isinstance(workers, list) else []
         states = [str(worker.get("status")) for worker in self.workers]
@@ -223,8 +290,9 @@ class _Watch:
         return self
 
     @property
-    def stale(self) -> bool:
-        return any(worker.get("isStale") for worker in self.workers)
+    def only_stale(self) -> bool:
+        """Are there workers, and all of them of older releases?"""
+        return bool(self.workers) and all(worker.get("isStale") for worker in self.workers)
 
     def all_unhealthy_for(self) -> float:
         return 0.0 if self.unhealthy_since is None else self.platform.clock() - self.unhealthy_since
@@ -252,13 +320,13 @@ class _Watch:
             return "RunPod started no worker: is the account's worker limit reached, or no GPU of the pools free?"
         return f"{self.words()}. They do not take the job"
 
-    def log(self) -> str:
-        """The last lines of a failing worker's logs, the system's first; empty if there are none to be had."""
+    def log(self, first: str = "system") -> str:
+        """The last lines of a failing worker's logs, those of `first` if it has any; empty if there are none to be had."""
         ranked = sorted(
             self.workers, key=lambda worker: (worker.get("status") != "UNHEALTHY", bool(worker.get("isStale")))
         )
         for worker in ranked[:2]:
-            for source in ("system", "container"):
+            for source in dict.fromkeys((first, "system", "container")):
                 try:
                     lines = self.platform.api.log_lines(
                         f"serverless/{self.endpoint_id}/workers/{worker['id']}/logs", source, LOG_LINES
@@ -270,17 +338,22 @@ class _Watch:
         return ""
 
 
-def roll_back(
-    platform: Platform, endpoint_id: str, target: Mapping[str, Any] | None, input_: dict[str, Any], deadline: float
-) -> str:
-    """Put the last good release back, or without one let no worker start; say how that went. Never raises Problem."""
+def let_nothing_start(platform: Platform, endpoint_id: str) -> str:
+    """After a first release that is not good: no worker may start, so that nothing can bill. Never raises Problem."""
     try:
-        if target is None:
-            platform.api.patch(f"serverless/{endpoint_id}", {"workers": {"min": 0, "max": 0}})
-            return (
-                "there is no earlier release that was proven: max workers is set to 0, so that nothing can bill."
-                " The next make deploy raises it again"
-            )
+        platform.api.patch(f"serverless/{endpoint_id}", {"workers": {"min": 0, "max": 0}})
+    except Problem as problem:
+        return f"and max workers could not be set to 0 ({problem}): set it in the RunPod console, or: make destroy"
+    return (
+        "it was the first one: max workers is set to 0, so that nothing can bill. The next make deploy raises it again"
+    )
+
+
+def roll_back(
+    platform: Platform, endpoint_id: str, target: Mapping[str, Any], input_: dict[str, Any], deadline: float
+) -> str:
+    """Put an earlier release back; say how that went. Never raises Problem."""
+    try:
         actual = platform.get(endpoint_id)
         if actual is None:
             return f"the endpoint {endpoint_id} has vanished: nothing to roll back"
@@ -289,6 +362,8 @@ def roll_back(
             platform.say(f"rolling back: {', '.join(change.field for change in back.changes)}")
             change(platform, back)
         settle(platform, endpoint_id, target, max(1.0, deadline - platform.clock()))
+        if plans.normalise(target)["workers"]["max"] == 0:
+            return "what ran before is back. Its max workers is 0, so it answers no jobs"
         wait_and_prove(platform, endpoint_id, target, input_, deadline)
         return "the last good release is back, and has answered a job"
     except (Problem, BadRelease) as problem:

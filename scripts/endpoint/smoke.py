@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import yaml_file
 from common import citations
 from common.problems import Problem
+from common.secrets import redact
 from common.text import clean
-from runpod_api import Api, NotFound, Unknown
+from runpod_api import Api, ApiError, NotFound, Unknown
 
 FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 EXECUTION_SECONDS = 300.0
@@ -54,7 +56,9 @@ class SmokeJob:
         except Unknown:
             # It may run, and ends by itself; a second one costs a few seconds of a worker that is up anyhow.
             answer = jobs.create(f"{endpoint_id}/run", body)
-        self.id = str(answer.get("id"))
+        if not re.fullmatch(r"[\w.:-]{1,200}", str(answer.get("id"))):
+            raise ApiError(f"POST /{endpoint_id}/run: the answer holds no job id")
+        self.id = str(answer["id"])
         self.view: dict[str, Any] = {"status": "IN_QUEUE"}
 
     def look(self) -> bool:
@@ -91,39 +95,56 @@ def answer_of(view: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stale(answer: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
-    """Did a worker of an older release answer? Every answer names the image that its worker was started from."""
+    """Did a worker of an older release answer? Every answer names the image and the release of its worker."""
+    model = _model(answer)
+    env = body.get("env") or {}
+    pairs = (("IMAGE", "image"), ("RELEASE", "release"))
+    return any(env.get(name) and model.get(key) != env[name] for name, key in pairs)
+
+
+def _model(answer: Mapping[str, Any]) -> dict[str, Any]:
     model = answer.get("model")
-    wanted = body["env"].get("IMAGE")
-    return bool(wanted) and isinstance(model, dict) and model.get("image") != wanted
+    return model if isinstance(model, dict) else {}
 
 
-def check(answer: Mapping[str, Any], body: Mapping[str, Any], input_: Mapping[str, Any]) -> dict[str, Any]:
+def check(
+    answer: Mapping[str, Any], body: Mapping[str, Any], input_: Mapping[str, Any], *, local: bool
+) -> dict[str, Any]:
     """What a good answer said, in short, for the state file. Raises Rejected with all that is wrong with another.
 
-    It must come from the image and the model commit that were deployed, be text, and cite the sources it was given and
-    no others.
+    It must come from the release and the model commit that were deployed, be text, and cite the sources it was given and
+    no others. `local`: the local RunPod's workers have no model, and quote.
     """
     wrong: list[str] = []
     text = clean(answer["synthesis"])
-    model = answer.get("model") if isinstance(answer.get("model"), dict) else {}
-    assert isinstance(model, dict)
-    env = body["env"]
+    model = _model(answer)
+    env = body.get("env") or {}
     if stale(answer, body):
-        wrong.append(f"it was answered by image {clean(str(model.get('image')))[:200]}, not by {env['IMAGE']}")
-    if model.get("engine") != "extractive":
+        wrong.append(
+            f"it was answered by image {_short(model.get('image'))}, not by this release of {env.get('IMAGE')}"
+        )
+    quotes = model.get("engine") == "extractive"
+    if quotes and not local and env.get("ENGINE") != "extractive":
+        wrong.append("no model answered, but the extractive engine: is the image worker-slim, or ENGINE set?")
+    elif not quotes:
         for key, wanted in (("id", env.get("MODEL_ID")), ("revision", env.get("MODEL_REVISION"))):
             if wanted and model.get(key) != wanted:
-                wrong.append(f"its model's {key} is {clean(str(model.get(key)))[:200]}, not {wanted}")
+                wrong.append(f"its model's {key} is {_short(model.get(key))}, not {wanted}")
     if not text.strip():
         wrong.append("the synthesis is empty")
     known = {source["id"] for source in input_["sources"]}
     cited = citations.cited(text)
     if unknown := [source for source in cited if source not in known]:
-        wrong.append(f"it cites {', '.join(unknown)}, which it was not given")
+        wrong.append(f"it cites {', '.join(unknown[:5])}, which it was not given")
     if text.strip() and not set(cited) & known:
         wrong.append("it cites none of the sources that it was given")
     if answer.get("finish_reason") not in ("stop", "length"):
         wrong.append(f"its finish_reason is {clean(str(answer.get('finish_reason')))[:40]}")
     if wrong:
         raise Rejected(f"the smoke job's answer is not good: {'; '.join(wrong)}")
-    return {"model": model, "cited": cited, "finish_reason": answer["finish_reason"], "timings": answer.get("timings")}
+    kept = {key: _short(model[key]) for key in ("id", "revision", "engine", "image", "release") if model.get(key)}
+    return {"model": kept, "cited": cited}
+
+
+def _short(value: object) -> str:
+    return redact(" ".join(clean(str(value)).split()))[:200]

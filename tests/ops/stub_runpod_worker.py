@@ -32,6 +32,7 @@ def answer(job_input: dict[str, Any]) -> dict[str, Any]:
         "engine": "extractive",
         "quantization": "none",
         "image": os.environ.get("IMAGE") or None,
+        "release": os.environ.get("RELEASE") or None,
     }
     if job_input.get("op") == "ping":
         return {"output": [{"op": "ping", "model": model}]}

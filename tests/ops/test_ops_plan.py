@@ -168,6 +168,7 @@ SAME = [
     {"env": {**BODY["env"], "RUNPOD_POD_ID": "x", "PUBLIC_KEY": "ssh-rsa", "JUPYTER_PASSWORD": "x", "PORT": "80"}},
     {"env": dict(reversed(list(BODY["env"].items())))},
     {"scaling": {"queueDelay": 4.0, "type": "QUEUE_DELAY"}},
+    {"scaling": {"type": "QUEUE_DELAY", "queueDelay": 4, "requestCount": None, "new": 1}},
     {"someNewField": {"of": "the platform"}, "requestUrls": {"run": "https://x"}, "createdAt": "2026-01-01T00:00:00Z"},
 ]
 
@@ -233,9 +234,33 @@ def test_what_was_typed_into_the_console_is_never_shown(env: dict[str, str]) -> 
         assert "ordinary-looking" not in shown
 
 
-def test_a_plain_value_is_shown_on_both_sides() -> None:
-    plan = plans.make(BODY, {**BODY, "id": "e", "env": {**BODY["env"], "QUANTIZATION": "none"}})
-    assert "env.QUANTIZATION  none → nf4" in plans.text(plan)
+def test_an_old_value_is_shown_only_where_it_is_one_of_ours() -> None:
+    actual = {**BODY, "id": "e", "args": "--debug", "env": {**BODY["env"], "QUANTIZATION": "none"}}
+    assert "none" not in plans.text(plans.make(BODY, actual))
+    shown = plans.text(plans.make(BODY, actual, known={"none", "--debug"}))
+    assert "env.QUANTIZATION  none → nf4" in shown
+    assert '--debug → ""' in shown
+
+
+def test_what_the_platform_added_to_the_variables_is_sent_back() -> None:
+    """`env` is replaced whole."""
+    added = {"PORT": "80", "PUBLIC_KEY": "ssh-rsa", "RUNPOD_FOO": "x"}
+    plan = plans.make(BODY, {**BODY, "id": "e", "env": {**BODY["env"], **added, "QUANTIZATION": "none"}})
+    assert plan.body == {"env": {**BODY["env"], **added}}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("id", None), ("id", "../pods"), ("gpu", "x"), ("workers", []), ("scaling", "x"), ("env", {"A": 1}), ("env", {"A": None}),
+        ("ports", {}), ("networkVolumes", [1]), ("disk", "40"), ("timeout", {}), ("name", 3), ("gpu", {"pools": "ADA_24"}),
+        ("workers", {"max": "3"}),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_no_endpoint_is_told_by_its_field(field: str, value: Any) -> None:
+    assert plans.misshapen({**BODY, "id": "e"}) == ""
+    assert plans.misshapen({**BODY, "id": "e", field: value}).split(".")[0] == field
+    assert plans.misshapen([]) == "the answer itself"
 
 
 def test_an_endpoint_that_can_never_become_it_is_told() -> None:

@@ -70,6 +70,7 @@ def test_run_and_status(extractive: Cloud, prompts: Prompts) -> None:
             "engine": "extractive",
             "quantization": "none",
             "image": "registry/worker@sha256:1",
+            "release": None,
         },
         "prompts": prompts.hashes,
         "dropped_sources": [],

@@ -107,11 +107,12 @@ def call(data: object, prompts: Prompts, result: Answer | BaseException = ANSWER
 
 def test_an_answer(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGE", "registry/worker@sha256:1")
+    monkeypatch.setenv("RELEASE", "0123456789ab")
     assert call({"prompt": "Is it?"}, prompts) == {
         "synthesis": "Yes. [S1]",
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 11, "completion_tokens": 5, "reasoning_tokens": 2},
-        "model": {**MODEL, "image": "registry/worker@sha256:1"},
+        "model": {**MODEL, "image": "registry/worker@sha256:1", "release": "0123456789ab"},
         "prompts": prompts.hashes,
         "timings": {
             "queue_ms": 10,
@@ -146,7 +147,7 @@ def test_ping_says_what_would_answer(
         monkeypatch.setenv("IMAGE", image)
     failing = RuntimeError("the engine was asked")
     answer = call({"op": "ping"}, prompts, failing)
-    assert answer == {"op": "ping", "model": {**MODEL, "image": expected}, "prompts": prompts.hashes}
+    assert answer == {"op": "ping", "model": {**MODEL, "image": expected, "release": None}, "prompts": prompts.hashes}
 
 
 def test_the_question_reaches_the_engine_byte_for_byte(prompts: Prompts) -> None:
