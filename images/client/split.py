@@ -1,9 +1,10 @@
 """A synthesis split into claims: each sentence with its exact place, its citations, and its kind.
 
-Nothing is changed and nothing is lost: every letter of the text is in a claim, save those of headings, of a table's
-header and of fence lines, and these too become a claim where they cite or where a heading is a whole sentence. The text
-is Markdown as models write it: paragraphs, lists (also nested), tables (a row is a claim), quotes, bold lead-ins, fences
-(what is inside is text).
+Nothing is changed and nothing is lost: every letter of the text is in a claim, save those of headings, list markers, a
+table's header and fence lines; and these become a claim, too, where they cite or where a heading is a whole sentence or
+states a figure. The text is Markdown as models write it: paragraphs, lists (also nested), tables (a row is a claim),
+quotes, bold lead-ins, fences (what is inside is text). Sentences inside a quotation or parenthesis belong to the one
+around them.
 
 Citations are set aside before the sentences are found, so that adding one does not move their ends; then each goes to
 the sentence in which it stands. A citation after the full stop, or on a line of its own, belongs to the sentence before
@@ -33,10 +34,11 @@ _MARKER = re.compile(
 _FENCE = re.compile(r"[ \t]*(?:`{3,}[^`]*|~{3,}.*)$")
 _HEADING = re.compile(r"[ \t]*(#{1,6})(?:[ \t]+|$)|[ \t]*(#{2,6})(?=\S)")
 _UNDERLINE = re.compile(r"[ \t]*(?:=+|-{2,})[ \t]*$")
-_BOLD_LINE = re.compile(r"[ \t]*(\*\*|__|\*|_)(?=\S)([^*_]+)\1[ \t]*(:?)[ \t]*$")
+_BOLD_LINE = re.compile(r"[ \t]*(\*\*|__)(?=\S)([^*_]+)\1[ \t]*(:?)[ \t]*$")
 _TABLE_RULE = re.compile(r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
 _ROW = re.compile(r"[ \t]*\|")
 _STOPPED = re.compile(r"[.!。！][\"'”’)\]*_]*$")
+_FIGURE = re.compile(r"\d\s?(?:%|per ?cent\b)|[=<>≤≥]\s?[-+−]?\.?\d")  # a heading with this claims something
 _BARE_HEADING_LEVEL = 7  # a bold line: below every numbered level
 _LONGEST_LABEL = 12  # words: a longer bold line is a sentence, whether or not it ends with a full stop
 _SHORTEST_SENTENCE = 4  # words: a shorter heading that ends with a full stop is a heading
@@ -50,7 +52,6 @@ class _Block:
     shape: str  # text, item, row, header, heading
     lines: list[tuple[int, int]] = field(default_factory=list)
     level: int = 0
-    ordered: bool = False
     depth: int = 0  # of quotes
 
 
@@ -112,7 +113,7 @@ def _blocks(text: str) -> Iterator[_Block]:
             continue
         item = None
         while mark := _MARKER.match(line):
-            if mark["number"] and item is None and block.lines and not block.ordered and int(mark["number"]) != 1:
+            if mark["number"] not in (None, "1") and item is None and _runs_on(text, block):
                 break  # a wrapped line that begins with a number
             item = mark
             start += mark.end()
@@ -121,7 +122,7 @@ def _blocks(text: str) -> Iterator[_Block]:
         if item or bold or depth != block.depth:
             if block.lines:
                 yield block
-            block = _Block("item" if item else "text", ordered=bool(item and item["number"]), depth=depth)
+            block = _Block("item" if item else "text", depth=depth)
         if bold and (not item or bold[2].rstrip().endswith(":") or bold[3] or _has_more(text, spans, number)):
             yield _Block("heading", [(start, end)], _BARE_HEADING_LEVEL)
             block = _Block("text")
@@ -129,6 +130,14 @@ def _blocks(text: str) -> Iterator[_Block]:
             block.lines.append((start, end))
     if block.lines:
         yield block
+
+
+def _runs_on(text: str, block: _Block) -> bool:
+    """Is this a paragraph whose last line has not come to an end?"""
+    if block.shape == "item" or not block.lines:
+        return False
+    line = text[slice(*block.lines[-1])].rstrip()
+    return not (line.endswith((":", "]")) or _STOPPED.search(line[-20:]))
 
 
 def _unquoted(line: str) -> str:
@@ -150,7 +159,7 @@ def _has_more(text: str, spans: list[tuple[int, int]], number: int) -> bool:
 # A full stop after these ends no sentence…
 _NEVER_LAST = frozenset("e.g i.e eg ie cf vs viz ca approx dr prof mr mrs ms mt resp incl et ibid".split())
 # …after these only before a word that opens sentences…
-_SELDOM_LAST = frozenset("al etc jr sr inc ltd st dept univ esp".split())
+_SELDOM_LAST = frozenset("ph.d al etc jr sr inc ltd st dept univ esp".split())
 # …and after these only where no number or label follows.
 _NUMBERED = frozenset(
     "fig figs no nos p pp eq eqs ref refs sec secs ch chap vol tab art ed eds app jan feb mar apr jun jul aug sep sept oct nov dec".split()
@@ -180,6 +189,10 @@ _SUBJECT = frozenset(
     "was is had has tested examined examines compared compares describes described studied notes noted reviewed measured "
     "replicated saw says states failed used reviews".split()
 )
+_CLOSED_BY = {'"': '"', "“": "”", "«": "»", "(": ")", "「": "」"}
+_PAIRS = re.compile('["“”«»()「」]')
+_DEEPEST = 8
+_LONGEST_QUOTE = 400  # characters after which we do not wait for the closing mark
 _LEAD_IN_WORDS = 3
 _BOLD_LEAD_IN = re.compile(r"\s*(\*\*|__)(?=\S)([^*_]+)\1\s*")
 
@@ -244,6 +257,7 @@ def _sentences(plain: _Plain) -> tuple[list[tuple[int, int]], set[int]]:
     held = lead_in.end() if lead_in and len(lead_in[2].split()) <= _LEAD_IN_WORDS else 0
     line_start = 0
     solid = _solids(text)
+    quotes = _Quotes(text)
     for match in _STOPS.finditer(text):
         end = match.end()
         if match["line"]:
@@ -255,15 +269,42 @@ def _sentences(plain: _Plain) -> tuple[list[tuple[int, int]], set[int]]:
             is_end, subject = _stop_ends(text, match, marked)
             if subject and lettered < end:
                 subjects.add(len(found) + 1)
+        if not match["line"]:
+            is_end = is_end and not quotes.open(end)
         # A number of a list ("1."), or a bold label ("**Limits.**"), belongs to what follows.
         if not is_end or lettered >= end or end < held or (match["stop"] and end == held):
             continue
         found.append((start, _last_solid(text, start, end)))
         start = _first_solid(text, end)
         lettered = _first(_LETTER, text, start)
+        quotes.restart(start)
     if _first(_ALNUM, text, start) < len(text):
         found.append((start, _last_solid(text, start, len(text))))
     return found, {number for number in subjects if number < len(found)}
+
+
+class _Quotes:
+    """Is a place inside a quotation or a parenthesis? Sentences in there belong to the one around them."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self.restart(0)
+
+    def restart(self, place: int) -> None:
+        """A new sentence begins: what was opened and never closed does not reach into it."""
+        self._place = place
+        self._stack: list[str] = []
+
+    def open(self, place: int) -> bool:
+        """Is something open here that closes soon? Places must be asked for in order."""
+        for match in _PAIRS.finditer(self._text, self._place, place):
+            char = match.group()
+            if self._stack and self._stack[-1] == char:
+                self._stack.pop()
+            elif char in _CLOSED_BY and len(self._stack) < _DEEPEST:
+                self._stack.append(_CLOSED_BY[char])
+        self._place = max(self._place, place)
+        return bool(self._stack) and self._text.find(self._stack[0], place, place + _LONGEST_QUOTE) >= 0
 
 
 def _first(pattern: re.Pattern[str], text: str, start: int) -> int:
@@ -334,7 +375,7 @@ def _stop_ends(text: str, match: re.Match[str], marked: list[int]) -> tuple[bool
             and not _no_mark(marked, match.end(), after.start(1) - 1)
         )
         return mixed or subject, subject
-    if not (first.isalnum() or first in "~<>≤≥$€£±+−-–—=≈•"):
+    if not (first.isalnum() or first in ".~<>≤≥$€£±+−-–—=≈•"):
         return False, False
     if not first.isalnum() and not rest[:1].isalnum() and first not in "–—•":
         return False, False
@@ -420,7 +461,7 @@ def _claims_something(block: _Block, title: str) -> bool:
         return False
     words = len(title.split())
     long = block.level == _BARE_HEADING_LEVEL and words > _LONGEST_LABEL
-    return long or (words >= _SHORTEST_SENTENCE and bool(_STOPPED.search(title)))
+    return long or bool(_FIGURE.search(title)) or (words >= _SHORTEST_SENTENCE and bool(_STOPPED.search(title)))
 
 
 def _label(plain: str) -> str:
