@@ -20,6 +20,9 @@ from common.urls import base_url
 SHIPPED_MODEL = "all-MiniLM-L6-v2"
 RUNPOD_JOBS_URL = "https://api.runpod.ai/v2"
 MAX_QUESTION_CHARS = 10_000
+RERANKER = "cross-encoder/ms-marco-MiniLM-L6-v2"
+QUESTION = "{question}"  # the place of the question in a rewording
+MAX_WORDINGS = 8
 
 # key: (type, lowest, highest) of config/inference.yaml.
 _NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -29,6 +32,14 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "max_new_tokens": (int, 1, 32768),
     "n_results": (int, 1, 200),
     "min_similarity": (float, -1, 1),
+    "lexical_coverage": (float, 0, 1),
+    "rare_share": (float, 0, 1),
+    "lexical_weight": (float, 0, 1),
+    "refuting_weight": (float, 0, 1),
+    "mmr_lambda": (float, 0, 1),
+    "max_per_paper": (int, 1, 200),
+    "source_tokens": (int, 100, 1_000_000),
+    "tokens_per_piece": (float, 0.1, 10),
     "queue_timeout": (int, 1, 86_400),
     "execution_timeout": (int, 5, 604_800),
 }
@@ -46,6 +57,18 @@ class Settings:
     n_results: int
     min_similarity: float
     embedding_model: str
+    lexical: bool
+    lexical_coverage: float
+    rare_share: float
+    lexical_weight: float
+    refuting: list[str]
+    refuting_weight: float
+    rerank: str | None
+    mmr_lambda: float
+    max_per_paper: int
+    source_tokens: int
+    source_tokenizer: str | None
+    tokens_per_piece: float
     queue_timeout: int
     execution_timeout: int
 
@@ -98,6 +121,20 @@ def load(path: Path | None = None) -> Settings:
         raise Problem(f"{path}: seed must be null or a whole number from 0 to 2^63 - 1, not {seed!r}")
     if not isinstance(data["embedding_model"], str) or not data["embedding_model"].strip():
         raise Problem(f"{path}: embedding_model must be a model id, for example {SHIPPED_MODEL}")
+    if not isinstance(data["lexical"], bool):
+        raise Problem(f"{path}: lexical must be true or false, not {data['lexical']!r:.100}")
+    for key, example in (("rerank", RERANKER), ("source_tokenizer", "config/tokenizer.json")):
+        if data[key] is not None and (not isinstance(data[key], str) or not data[key].strip()):
+            raise Problem(f"{path}: {key} must be null or a text, for example {example}, not {data[key]!r:.100}")
+    wordings = data["refuting"]
+    if (
+        not isinstance(wordings, list)
+        or len(wordings) > MAX_WORDINGS
+        or not all(isinstance(wording, str) and wording.count(QUESTION) == 1 for wording in wordings)
+    ):
+        raise Problem(
+            f"{path}: refuting must be a list of at most {MAX_WORDINGS} texts, {QUESTION} once in each, not {wordings!r:.200}"
+        )
     return Settings(**data)
 
 

@@ -2,7 +2,8 @@
 
     <domain>/records.jsonl   the records as they were read: the truth, replaced in one step
     <domain>/state.json      what has been indexed; absent or different means that the index is behind
-    <domain>/chroma/         the index: a cache that can be rebuilt from the records at any time
+    <domain>/chroma/         the index of vectors: a cache that can be rebuilt from the records at any time
+    <domain>/lexical/        the index of words, likewise
     <domain>/.lock           one writer or many readers; a second writer is told who holds it
 
 Chroma corrupts silently when two processes write to one folder, and re-upserting an id that is there degrades recall:
@@ -18,12 +19,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import chunks
+import lexical
 import records
 from common.files import to_json, to_json_lines, write_atomic
 from common.problems import TRY_LATER, Problem
@@ -38,7 +43,7 @@ BATCH = 512
 TIES = 20
 _CORPUS = "corpus"
 _TENANT = ("default_tenant", "default_database")
-_INCLUDE = ["documents", "metadatas", "distances"]
+_STORED = ["documents", "metadatas", "embeddings"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,15 @@ class Hit:
     text: str
     metadata: dict[str, Any]
     similarity: float
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the index holds of a chunk. `vector` has length 1."""
+
+    text: str
+    metadata: dict[str, Any]
+    vector: Vectors
 
 
 def root() -> Path:
@@ -77,6 +91,7 @@ class Domain:
         self.records_file = self.folder / "records.jsonl"
         self.state_file = self.folder / "state.json"
         self.index_folder = self.folder / "chroma"
+        self.lexical_folder = self.folder / "lexical"
 
     # --- locks -------------------------------------------------------------------------------------------------------
 
@@ -169,12 +184,13 @@ class Domain:
         return state if isinstance(state, dict) else {}
 
     def is_current(self, model: str, corpus_hash: str) -> bool:
-        """Does the index hold these records, as chunks of this chunker, as vectors of this model?"""
-        wanted = {"corpus_sha256": corpus_hash, "embedding_model": model, "chunker": chunks.CHUNKER}
-        return self.state().get("index") == wanted and self.index_folder.is_dir()
+        """Do the indexes hold these records, as chunks of this chunker, as vectors of this model?"""
+        there = self.index_folder.is_dir() and self.lexical_folder.is_dir()
+        return there and self.state().get("index") == _index(model, corpus_hash)
 
     def update_index(self, embedder: Embedder) -> dict[str, int]:
-        """Bring the index in line with the records: write new chunks, delete gone ones, leave the rest alone.
+        """Bring the indexes in line with the records: write new chunks, delete gone ones, leave the rest alone; the
+        index of words is written anew, which takes a small part of the time.
 
         Safe to interrupt: the state is withdrawn first and set last, and what was written is found again by its id.
         Returns the counts chunks, embedded, deleted.
@@ -201,8 +217,9 @@ class Domain:
                         {"document_id": c.document_id, "position": c.position, "record": c.record} for c in batch
                     ],
                 )
-        index = {"corpus_sha256": self.corpus_hash(), "embedding_model": embedder.name, "chunker": chunks.CHUNKER}
-        self._write_state({**self.state(), "index": index})
+        shutil.rmtree(self.lexical_folder, ignore_errors=True)
+        lexical.write(self.lexical_folder, {c.id: c.embedded for c in wanted.values()})
+        self._write_state({**self.state(), "index": _index(embedder.name, self.corpus_hash())})
         return {"chunks": len(wanted), "embedded": len(new), "deleted": len(gone)}
 
     def note_shipped(self, digest: str, prints: dict[str, str]) -> None:
@@ -228,57 +245,107 @@ class Domain:
             yield collection
 
     @contextlib.contextmanager
-    def _readable(self) -> Iterator[None]:
-        """Around what fails when the index's files are damaged; the engine raises many kinds."""
+    def _readable(self, folder: Path | None = None) -> Iterator[None]:
+        """Around what fails when an index's files are damaged; the engines raise many kinds."""
         try:
             yield
         except Exception as error:
             raise Problem(
                 f"the index of domain {self.name} cannot be read: {' '.join(str(error).split())[:200]}. It is rebuilt from"
-                f" the records: rm -r {self.index_folder} and run the same command again"
+                f" the records: rm -r {folder or self.index_folder} and run the same command again"
             ) from error
 
     def query(self, vector: Vectors, n_results: int) -> list[Hit]:
-        """The nearest chunks to one vector, most similar first, ties by chunk id.
-
-        Goes to Chroma's engine directly: importing the chromadb package costs half a second that every question would
-        pay, its engine 20 ms. The lock file pins both to one version, and tests/client compares the two.
-        """
-        chroma, collection = self._engine()
-        with self._readable():
-            found = chroma.query(
-                str(collection.id), None, [vector.tolist()], n_results + TIES, None, None, _INCLUDE, *_TENANT
-            )
-        hits = [
-            Hit(chunk_id, text, json.loads(metadata["record"]), round(1 - distance, 6))
-            for chunk_id, text, metadata, distance in zip(
-                found.ids[0], found.documents[0], found.metadatas[0], found.distances[0], strict=True
-            )
-        ]
-        return sorted(hits, key=lambda hit: (-hit.similarity, hit.chunk_id))[:n_results]
+        """The nearest chunks to one vector, most similar first, ties by chunk id."""
+        index = self.vectors()
+        [nearest] = index.nearest(vector[None], n_results)
+        stored = index.fetch([chunk_id for chunk_id, _ in nearest])
+        return [Hit(i, stored[i].text, stored[i].metadata, similarity) for i, similarity in nearest]
 
     def probe(self) -> int:
-        """Open the index, let it answer something, and count its chunks. Raises Problem where it cannot be read."""
-        chroma, collection = self._engine()
-        with self._readable():
-            count = int(chroma.count(str(collection.id), *_TENANT))
-            if count:
-                chroma.query(
-                    str(collection.id), None, [[1.0] * collection.dimension], 1, None, None, _INCLUDE, *_TENANT
-                )
+        """Open the indexes, let them answer something, and count the chunks. Raises Problem where one cannot be read."""
+        self.words()
+        index = self.vectors()
+        count = index.count()
+        if count:
+            index.nearest(np.ones((1, index.dimension), dtype=np.float32), 1)
         return count
 
-    def _engine(self) -> tuple[Any, Any]:
-        """Chroma's engine over the index, and the collection of the chunks; nothing is made that is not there."""
+    def vectors(self) -> VectorIndex:
+        """The index of vectors, opened."""
+        return VectorIndex(self.index_folder, self._readable)
+
+    def words(self) -> lexical.Index:
+        """The index of words, opened."""
+        with self._readable(self.lexical_folder):
+            return lexical.Index(self.lexical_folder)
+
+
+class VectorIndex:
+    """Chroma's engine over an index that is there; nothing is made that is not.
+
+    Goes to the engine directly: importing the chromadb package costs half a second that every question would pay, its
+    engine 20 ms. The lock file pins both to one version, and tests/client compares the two.
+    """
+
+    def __init__(self, folder: Path, readable: Callable[[], AbstractContextManager[None]]) -> None:
         import chromadb_rust_bindings as engine
 
+        self._readable = readable
         database = engine.SqliteDBConfig(
-            url=str(self.index_folder / "chroma.sqlite3"),
+            url=str(folder / "chroma.sqlite3"),
             hash_type=engine.MigrationHash.MD5,
             migration_mode=engine.MigrationMode.Validate,
         )
-        with self._readable():
-            chroma = engine.Bindings(
-                allow_reset=False, sqlite_db_config=database, persist_path=str(self.index_folder), hnsw_cache_size=16
+        with readable():
+            self._chroma = engine.Bindings(
+                allow_reset=False, sqlite_db_config=database, persist_path=str(folder), hnsw_cache_size=16
             )
-            return chroma, chroma.get_collection(COLLECTION, *_TENANT)
+            collection = self._chroma.get_collection(COLLECTION, *_TENANT)
+        self._id = str(collection.id)
+        self.dimension = collection.dimension
+
+    def count(self) -> int:
+        """How many chunks there are."""
+        with self._readable():
+            return int(self._chroma.count(self._id, *_TENANT))
+
+    def nearest(self, vectors: Vectors, limit: int) -> list[list[tuple[str, float]]]:
+        """For each vector the nearest chunks with their cosines, most similar first, ties by chunk id."""
+        with self._readable():
+            found = self._chroma.query(
+                self._id, None, vectors.tolist(), limit + TIES, None, None, ["distances"], *_TENANT
+            )
+        ranked = []
+        for ids, distances in zip(found.ids, found.distances, strict=True):
+            cosines = [(chunk_id, round(1 - distance, 6)) for chunk_id, distance in zip(ids, distances, strict=True)]
+            ranked.append(sorted(cosines, key=lambda pair: (-pair[1], pair[0]))[:limit])
+        return ranked
+
+    def fetch(self, ids: Sequence[str]) -> dict[str, Stored]:
+        """What is held of these chunks."""
+        if not ids:
+            return {}
+        with self._readable():
+            found = self._chroma.get(self._id, list(ids), None, None, 0, None, _STORED, *_TENANT)
+        rows = zip(found.ids, found.documents, found.metadatas, found.embeddings, strict=True)
+        return {
+            chunk_id: Stored(text, json.loads(metadata["record"]), _unit(vector))
+            for chunk_id, text, metadata, vector in rows
+        }
+
+
+def _index(model: str, corpus_hash: str) -> dict[str, Any]:
+    """What a domain's state says of indexes that are current."""
+    return {
+        "corpus_sha256": corpus_hash,
+        "embedding_model": model,
+        "chunker": chunks.CHUNKER,
+        "lexical": lexical.VERSION,
+    }
+
+
+def _unit(vector: Sequence[float]) -> Vectors:
+    row = np.asarray(vector, dtype=np.float32)
+    unit: Vectors = row / np.linalg.norm(row)
+    return unit

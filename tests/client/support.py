@@ -46,6 +46,18 @@ CONFIGURATION = {
     "n_results": 4,
     "min_similarity": 0.2,
     "embedding_model": "all-MiniLM-L6-v2",
+    "lexical": True,
+    "lexical_coverage": 0.5,
+    "rare_share": 0.05,
+    "lexical_weight": 0.5,
+    "refuting": ["no effect: {question}", "failed replication: {question}"],
+    "refuting_weight": 0.25,
+    "rerank": None,
+    "mmr_lambda": 0.7,
+    "max_per_paper": 3,
+    "source_tokens": 4000,
+    "source_tokenizer": None,
+    "tokens_per_piece": 1.3,
     "queue_timeout": 60,
     "execution_timeout": 60,
 }
@@ -191,6 +203,11 @@ class Client:
         """run.json of the only run."""
         note: dict[str, Any] = load(self.only_run() / "run.json")
         return note
+
+
+def sources(shown: str) -> list[str]:
+    """The lines of `make retrieve` that are sources."""
+    return [line for line in shown.splitlines() if re.match(r" *S\d+ ", line)]
 
 
 def load(path: Path) -> Any:

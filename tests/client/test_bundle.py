@@ -55,11 +55,10 @@ def test_the_folder_holds_five_files_and_run_json_every_fact(client: Client, run
     assert (note["format"], note["question"], note["domain"], note["outcome"]) == (1, NAPS, "sleep", "COMPLETED")
     assert note["config"] == CONFIGURATION
     records = (client.store / "sleep" / "records.jsonl").read_bytes()
-    assert note["corpus"] == {
-        "sha256": hashlib.sha256(records).hexdigest(),
-        "chunker": chunks.CHUNKER,
-        "embedding_model": "all-MiniLM-L6-v2",
-    }
+    assert set(note["corpus"]) == {"sha256", "chunker", "embedding_model", "queries", "tokens", "left_out"}
+    assert note["corpus"]["sha256"] == hashlib.sha256(records).hexdigest()
+    assert (note["corpus"]["chunker"], note["corpus"]["embedding_model"]) == (chunks.CHUNKER, "all-MiniLM-L6-v2")
+    assert note["corpus"]["queries"][0]["text"] == NAPS
     assert load(run / "output.json")["model"] == note["model"]
     assert note["job"] == {
         "id": "job-1",
@@ -79,14 +78,15 @@ def test_the_folder_holds_five_files_and_run_json_every_fact(client: Client, run
 def test_the_manifest_holds_what_was_retrieved_best_first(run: Path) -> None:
     manifest = load(run / "sources.json")
     assert [entry["id"] for entry in manifest] == ["S1", "S2", "S3"]
-    assert [entry["ranks"] for entry in manifest] == [{"dense": 1}, {"dense": 2}, {"dense": 3}]
+    assert [entry["ranks"]["fused"] for entry in manifest] == [1, 2, 3]
+    assert [entry["ranks"]["dense"][0] for entry in manifest] == [1, 2, 3]
     scores = [entry["scores"]["cosine"] for entry in manifest]
     assert scores == sorted(scores, reverse=True)
     records = {record["id"]: record for record in SLEEP}
     assert {entry["document_id"] for entry in manifest} == set(records)
     for entry in manifest:
         record: dict[str, Any] = records[entry["document_id"]]
-        assert set(entry) == {"id", "chunk_id", "document_id", "text", "label", "metadata", "ranks", "scores"}
+        assert set(entry) == {"id", "chunk_id", "document_id", "text", "label", "metadata", "ranks", "scores", "tokens"}
         assert entry["text"] == record["text"]
         assert {key: entry["metadata"][key] for key in record if key != "text"} == {
             key: value for key, value in record.items() if key != "text"

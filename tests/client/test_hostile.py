@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from tests.client.support import NAPS, SLEEP, Answer, Client, Scripted, answer, load
+from tests.client.support import NAPS, SLEEP, Answer, Client, Scripted, answer, load, sources
 
 from common.citations import cited
 from common.problems import OK
@@ -54,7 +54,9 @@ def test_the_sources_that_are_shown_are_clean(evil: Client) -> None:
         "Malred link csi bell back ory and Second Line (2024) · other · replication: unknown: Naps improve alertness."
         in outcome.out
     )
-    assert len(outcome.out.splitlines()) == 4  # one for each source: no document adds a line of its own
+    lines = outcome.out.splitlines()
+    # A line above and two below; one for each source: no document adds a line of its own.
+    assert (len(lines), len(sources(outcome.out))) == (7, 4)
 
 
 def test_what_is_sent_and_what_is_kept_is_clean(evil: Client, scripted: Scripted) -> None:

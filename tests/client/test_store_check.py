@@ -33,7 +33,7 @@ def indexed(domain: store.Domain) -> store.Domain:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """What is kept of a domain; the index is a cache, and the engine writes into it whenever it opens one."""
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix in (".jsonl", ".json")}
+    return {str(path): path.read_bytes() for path in sorted(folder.glob("*.json*"))}
 
 
 def test_an_index_that_opens_is_counted_and_the_truth_is_left_alone(indexed: store.Domain) -> None:
