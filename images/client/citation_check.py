@@ -152,7 +152,7 @@ class _Library:
 
 
 def _label(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("label") or "")[:_SHOWN]
+    return str(entry.get("label") or "").split(" · ")[0][:_SHOWN]
 
 
 def _of_text(text: str, claims: Sequence[Claim], library: _Library) -> list[Flag]:

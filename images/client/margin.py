@@ -66,14 +66,17 @@ def _painted(line: str, code: str, colour: bool) -> str:
 
 
 def _row(text: str, start: int, end: int, here: Sequence[Claim], colour: bool) -> str:
-    if not colour:
-        return _shown(text[start:end]).rstrip()
-    parts = []
+    pieces: list[tuple[str, bool]] = []
     for claim in here:
         first, last = max(start, claim.span[0]), min(end, claim.span[1])
-        parts += [_shown(text[start:first]), _painted(_shown(text[first:last]), _SENTENCE, True)]
+        pieces += [(_shown(text[start:first]), False), (_shown(text[first:last]), True)]
         start = last
-    return ("".join(parts) + _shown(text[start:end])).rstrip()
+    pieces.append((_shown(text[start:end]), False))
+    while pieces and not pieces[-1][0].strip():
+        pieces.pop()
+    if pieces:
+        pieces[-1] = (pieces[-1][0].rstrip(), pieces[-1][1])
+    return "".join(_painted(piece, _SENTENCE, colour and marked and bool(piece)) for piece, marked in pieces)
 
 
 def _shown(piece: str) -> str:

@@ -27,8 +27,13 @@ _AND = frozenset("and & und et y with".split())
 _OTHERS = frozenset("colleagues coworkers co-workers collaborators coauthors co-authors others team associates".split())
 _PREPOSITIONS = frozenset("in across at from within for among throughout on near".split())
 _TELLS = frozenset(
-    "reported found showed argued published proposed described wrote concluded suggested replicated introduced".split()
+    "their his her reported found showed argued published proposed described wrote concluded suggested replicated introduced".split()
 )
+_WORKS = frozenset(
+    "study studies trial trials paper papers team group lab laboratory review experiment experiments work article report "
+    "analysis replication meta-analysis results findings data book".split()
+)
+_POSSESSIVE = re.compile(r"['’]s?$")
 _PLACES = frozenset("in at from near around since until".split())
 _SUFFIXES = frozenset("jr sr ii iii iv".split())
 _BY_WORDS = 4  # between a year and "by": "the 2019 multi-site trial by Smith"
@@ -83,6 +88,14 @@ class _Token:
 def find(text: str) -> list[Mention]:
     """Every author–year in a text without citations and emphasis (a claim's `bare`), in order."""
     tokens = [_Token(match.group(), *match.span()) for match in _TOKEN.finditer(text)]
+    # "et. al."
+    tokens = [
+        token
+        for number, token in enumerate(tokens)
+        if not (
+            token.text == "." and [near.low for near in tokens[max(0, number - 1) : number + 2 : 2]] == ["et", "al"]
+        )
+    ]
     reader = _Reader(text, tokens)
     found: list[Mention] = []
     taken: set[int] = set()  # tokens "al" that belong to a mention
@@ -103,7 +116,7 @@ def find(text: str) -> list[Mention]:
                     )
                 )
     for number, token in enumerate(tokens):
-        if token.low == "al" and number not in taken and number and tokens[number - 1].low == "et":
+        if token.low == "al" and number not in taken and number and tokens[number - 1].low in ("et", "&"):
             names = reader.names_before(number - 2, {number})
             if names:
                 span = (names.first, token.end)
@@ -118,6 +131,7 @@ class _Names:
     last: int
     others: set[int]
     pair: bool = False
+    ahead: int = -1  # the token in front of them
     more: bool = False  # other capitalised words stand before the first family
 
 
@@ -148,14 +162,20 @@ class _Reader:
         comma = self._low(place) == ","
         if opened or comma:
             place -= 1
-        place, told = self._told(place)
+        if self._low(place) == "in":  # "Smith and Jones in 2019", "by Smith in 2019"
+            names = self.names_before(place - 1, set())
+            if names and (names.pair or self._low(names.ahead) == "by"):
+                return names
+        told = not opened and not comma and self._is_possessive(place)
+        if not told:
+            place, told = self._told(place)
         if self._low(place) == "s" and self._low(place - 1) in ("'", "’"):
             place -= 2  # "et al.'s"
         others: set[int] = set()
         end = place
         if self._low(place) == "." and self._low(place - 1) == "al":
             place -= 1
-        if self._low(place) == "al" and self._low(place - 1) == "et":
+        if self._low(place) == "al" and self._low(place - 1) in ("et", "&", "and"):
             others = {place}
             place -= 2
         elif self._low(place) in _OTHERS:
@@ -179,20 +199,31 @@ class _Reader:
                 return None
         return names
 
+    def _is_possessive(self, place: int) -> bool:
+        return self._is_name(place) and bool(_POSSESSIVE.search(self.tokens[place].text))
+
     def _told(self, place: int) -> tuple[int, bool]:
-        """Before a few words between names and year ("et al., writing in 2019", "Smith reported in 2019"), if they are there."""
-        skipped, verb = place, False
-        for _ in range(_BY_WORDS):
+        """Before the few words between names and year, if they are there.
+
+        "Smith et al., writing in 2019", "Smith reported in 2019", "Smith's large study of 2019". And is it sure now?
+        """
+        skipped, verb, noun = place, False, False
+        for _ in range(_BY_WORDS + 1):
             word = self._low(skipped)
-            if word == "al" or word in _OTHERS or (word == "." and self._low(skipped - 1) == "al"):
+            if word == "s" and self._low(skipped - 1) in ("'", "’"):
+                skipped -= 2
+                word = self._low(skipped)
+            colleagues = word in _OTHERS and self._low(skipped - 1) in (*_AND, "his", "her", "their", "the")
+            if word == "al" or colleagues or (word == "." and self._low(skipped - 1) == "al"):
                 return skipped, False
-            if verb and self._is_name(skipped):
-                return skipped, True
+            if self._is_name(skipped):
+                return (skipped, True) if verb or (noun and self._is_possessive(skipped)) else (place, False)
             if not (word == "," or (word.isalpha() and self.tokens[skipped].text.islower())):
                 break
             verb = verb or word in _TELLS
+            noun = noun or word in _WORKS
             skipped -= 1
-        return (skipped, True) if verb and self._is_name(skipped) else (place, False)
+        return place, False
 
     def _stands_alone(self, names: _Names, year: int) -> bool:
         """ "Smith 2019" in running text or in a table's cell: one word with a capital, and no "Games 2012"."""
@@ -222,7 +253,7 @@ class _Reader:
                 or self._low(place) in _PARTICLES
                 or (self._low(place) in ("'", "’") and self._low(place - 1) in ("d", "o"))
             ):
-                names.more = names.more or self._is_name(place)
+                names.more = names.more or (self._is_name(place) and self._low(place) not in _PARTICLES)
                 names.first = self.tokens[place].start
                 place -= 1
             place = self._without_initials(place, given=True)
@@ -241,6 +272,7 @@ class _Reader:
                 place = before
             else:
                 break
+        names.ahead = place
         return names if names.families else None
 
     def _without_initials(self, place: int, given: bool = False) -> int:
@@ -317,7 +349,7 @@ class _Reader:
 
 
 def _stripped(word: str) -> str:
-    return re.sub(r"['’]s?$", "", word)
+    return _POSSESSIVE.sub("", word)
 
 
 def _is_name(word: str, sure: bool = False) -> bool:
@@ -327,6 +359,7 @@ def _is_name(word: str, sure: bool = False) -> bool:
         len(word) > 1
         and word[0].isupper()
         and (any(char.islower() for char in word) or len(word) > 4)
+        and not any(char.isdigit() for char in word)
         and word.lower() not in (_FUNCTION_WORDS if sure else _NOT_NAMES)
     )
 
