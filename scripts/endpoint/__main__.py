@@ -12,7 +12,6 @@ changes are pending; 75 try again later. Results go to stdout, progress to stder
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -36,8 +35,10 @@ DEADLINE, PROPAGATION = 1800.0, 60.0
 
 def say(message: str) -> None:
     """Progress, for a person. Nobody listening (a closed pipe) must not end a deploy half way."""
-    with contextlib.suppress(OSError):
+    try:
         print(redact(clean(message)), file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the rest of the process)
 
 
 def tell(text: str) -> None:
@@ -233,9 +234,11 @@ def rollback() -> int:
                 " make deploy",
                 REMOTE_FAILED,
             ) from None
+        # Asked before it counts as done: a rollback that is broken off after that would go back one more when run again.
+        differs = command.broken or plans.make(command.desired.body, platform.get(state.endpoint_id)).action != "none"
         state.releases = releases[: wanted[0]]
         state.prove(target, {**answer, "at": utc()})
-    if command.broken or plans.make(command.desired.body, platform.get(state.endpoint_id)).action != "none":
+    if differs:
         say(
             "config/endpoint.yaml still says what was rolled back: change it too, or the next make deploy brings it again"
         )

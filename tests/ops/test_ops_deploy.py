@@ -385,6 +385,122 @@ def test_a_plan_is_not_applied_to_what_has_changed_since(tmp_path: Path) -> None
         assert runpod.mutating() == []
 
 
+# --- what a passing trouble must not do ------------------------------------------------------------------------------
+
+
+def test_a_deploy_that_changes_nothing_switches_nothing_off(deployment: Deployment) -> None:
+    """Without the lock file a release is proven again; a GPU shortage just then is no reason to touch the endpoint."""
+    deployment.run("deploy")
+    before = deployment.only()
+    deployment.lock.unlink()
+    deployment.edit("deadline: 40", "deadline: 4")
+    deployment.runpod.advance(100)  # the worker of the first proof has ended
+    deployment.runpod.arm("throttled", times=50, seconds=3600)
+    assert "changed nothing, so nothing was put back" in deployment.run("deploy", 5)
+    assert deployment.only() == before
+    deployment.runpod.forget_calls()
+    assert deployment.runpod.mutating() == []
+
+
+@pytest.mark.parametrize(
+    ("route", "more"),
+    [
+        ("run", {"status": 404}),
+        ("run", {"status": 429, "retry_after": 1}),
+        ("status", {"status": 404}),
+        ("serverless.workers", {"status": 404}),
+        ("serverless.workers", {"status": 429, "retry_after": 1}),
+        ("serverless.get", {"status": 500}),
+    ],
+)
+def test_what_passes_by_is_waited_for(deployment: Deployment, route: str, more: dict[str, Any]) -> None:
+    deployment.runpod.arm("http", route=route, **more)
+    deployment.run("deploy")
+    assert "problem" not in deployment.run("status")
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_refusal_of_the_proof_puts_the_last_good_release_back(deployment: Deployment, status: int) -> None:
+    deployment.run("deploy")
+    deployment.image = IMAGES[1]
+    deployment.runpod.arm("http", route="run", status=status)
+    assert "the last good release is back" in deployment.run("deploy", 5)
+    assert deployment.only()["image"] == IMAGES[0]
+
+
+def test_a_failure_is_forgotten_when_what_runs_is_good(deployment: Deployment) -> None:
+    deployment.run("deploy")
+    deployment.image = IMAGES[1]
+    deployment.runpod.arm("fail", image=IMAGES[1], times=50)
+    deployment.run("deploy", 5)
+    deployment.image = IMAGES[0]
+    assert "no change" in deployment.run("deploy")
+    assert "problem" not in deployment.run("status")
+
+
+def test_a_made_endpoint_that_stays_hidden_is_never_made_again(deployment: Deployment) -> None:
+    deployment.runpod.arm("propagation", route="serverless.create", seconds=3600)
+    assert "does not show what was sent" in deployment.run("deploy", 5)
+    assert "was made, and RunPod has not shown it" in deployment.run("deploy", 75)
+    deployment.runpod.advance(3600)
+    deployment.run("deploy")
+    assert deployment.only()["workers"]["max"] == 3
+
+
+def test_a_namesake_does_not_stop_the_endpoint_that_is_known(deployment: Deployment) -> None:
+    deployment.run("deploy")
+    mine = deployment.only()
+    body = {"name": "open-synthesis", "type": "QUEUE", "image": "a/b:1", "gpu": {"pools": ["ADA_24"]}}
+    other = deployment.runpod.ok("POST", "serverless", {**body, "scaling": {"type": "QUEUE_DELAY", "queueDelay": 1}})
+    deployment.image = IMAGES[1]
+    deployment.run("deploy")
+    found = {endpoint["id"]: endpoint["image"] for endpoint in deployment.endpoints()}
+    assert found == {mine["id"]: IMAGES[1], other["id"]: "a/b:1"}
+
+
+def test_another_name_in_the_file_is_another_endpoint(deployment: Deployment) -> None:
+    deployment.run("deploy")
+    deployment.edit("name: open-synthesis #", "name: other #")
+    for verb, more in (("plan", {}), ("deploy", {}), ("destroy", {"NAME": "other"})):
+        assert "set DEPLOY_DIR" in deployment.run(verb, 2, **more)
+    assert deployment.only()["name"] == "open-synthesis"
+
+
+def test_a_broken_file_does_not_stop_looking_going_back_and_destroying(deployment: Deployment) -> None:
+    for deployment.image in IMAGES[:2]:
+        deployment.run("deploy")
+    deployment.edit("disk: 40", "disk: forty")
+    assert "disk" in deployment.run("plan", 2)
+    assert "not compared with the file" in deployment.run("status", 3)
+    deployment.run("rollback")
+    assert deployment.only()["image"] == IMAGES[0]
+    deployment.run("destroy", NAME="open-synthesis")
+    assert deployment.endpoints() == []
+    assert "disk" in deployment.run("destroy", 2, NAME="open-synthesis")
+
+
+def test_a_reader_of_the_output_that_leaves_does_not_end_a_deploy(deployment: Deployment) -> None:
+    process = deployment.start("deploy")
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert json.loads(deployment.lock.read_text(encoding="utf-8"))["releases"]
+
+
+def test_answers_that_are_no_endpoints_are_told(deployment: Deployment) -> None:
+    deployment.run("deploy")
+
+    def break_it() -> None:
+        (endpoint,) = deployment.runpod.account.endpoints.values()
+        endpoint.config["env"]["QUANTIZATION"] = 4
+
+    deployment.runpod.do(break_it)
+    assert "its field env is of another kind" in deployment.run("plan", 5)
+    assert "is of another kind" in deployment.run("status", 5)
+
+
 # --- broken off at any point -----------------------------------------------------------------------------------------
 
 
@@ -482,6 +598,37 @@ def test_killed_before_and_after_each_call_there_is_one_endpoint_in_the_end(tmp_
                 runpod.forget_calls()
                 assert "no change" in deployment.run("deploy")
                 assert runpod.mutating() == [], (at, when)
+        finally:
+            killer.end()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("verb", ["deploy", "rollback", "destroy"])
+def test_killed_while_it_changes_something_it_goes_on_to_the_same_end(tmp_path: Path, verb: str) -> None:
+    with local_server(STUB_WORKER, key=KEY) as runpod:
+        killer = Killer(runpod.api)
+        try:
+            deployment = Deployment(config_folder(tmp_path), runpod, killer.url)
+            again = {"NAME": "open-synthesis"} if verb == "destroy" else {}
+            for at in range(1, 9):
+                for when in ("before", "after"):
+                    killer.at = 0
+                    for deployment.image in IMAGES if verb == "rollback" else IMAGES[:1]:
+                        deployment.run("deploy")
+                    deployment.image = IMAGES[2]
+                    killer.calls, killer.at, killer.when = 0, at, when
+                    killer.process = deployment.start(verb, **again)
+                    killer.process.communicate(timeout=60)
+                    killed = killer.process.returncode == -signal.SIGKILL
+                    killer.at = 0
+                    if killed:
+                        deployment.run(verb, **again)
+                    if verb == "destroy":
+                        assert deployment.endpoints() == [], (at, when)
+                    else:
+                        assert deployment.only()["image"] == (IMAGES[2] if verb == "deploy" else IMAGES[1]), (at, when)
+                        killer.process = None
+                        deployment.run("destroy", NAME="open-synthesis")
         finally:
             killer.end()
 

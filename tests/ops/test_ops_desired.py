@@ -91,6 +91,13 @@ def test_every_key_of_the_file_is_explained(folder: Path) -> None:
         ("  QUANTIZATION: nf4", "  HF_TOKEN: x", "'HF_TOKEN' stands twice"),
         ("  QUANTIZATION: nf4", '  QUANTIZATION: "a\\0b"', "NUL"),
         ("type: QUEUE\n", "type: LOAD_BALANCER\n", 'type is "LOAD_BALANCER"'),
+        ("  QUANTIZATION: nf4", "  1: x", "must be text: put it in quotes"),
+        ("  QUANTIZATION: nf4", "  ON: x", "must be text: put it in quotes"),
+        ("  queueDelay: 4", "  queueDelay: .nan", "must be a number, not nan"),
+        ("deadline: 1800", "deadline: .nan", "must be a number, not nan"),
+        ("dataCenterIds: []", "dataCenterIds: &a []\nx: *a", "anchors"),
+        ("name: open-synthesis #", "name: open-synthesis -fb #", "must not end in ' -fb'"),
+        ('args: ""', "args: --token hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345", "args holds a secret"),
         ("image: null", "image: docker.io/you/worker:latest", "names no digest"),
         ("image: null", f"image: docker.io/you/worker@{DIGEST[:-1]}", "names no digest"),
         ("image: null", f"image: docker.io/You/worker@{DIGEST}", "names no digest"),
@@ -130,6 +137,8 @@ SECRETS = [
     ("DB_PASSWORD", "x"),
     ("SECRET", "{{ RUNPOD_SECRET_a }} and more"),
     ("CERT", "-----BEGIN RSA PRIVATE KEY-----"),
+    ("OPENAI_APIKEY", "0123456789abcdef0123456789abcdef"),
+    ("DATABASE_URL", "postgres://user:letmein@db/x"),
 ]
 
 
@@ -144,10 +153,26 @@ def test_a_secret_in_the_file_is_refused_and_not_shown(folder: Path, name: str, 
     assert value not in str(problem.value) or value == "x"
 
 
-@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "KEYBOARD", "MONKEY", "QUEUE_KEYS_PER"])
-def test_an_innocent_name_is_no_secret(folder: Path, name: str) -> None:
-    edit(folder, "  QUANTIZATION: nf4", f"  {name}: 'false'")
-    assert read(folder).body["env"][name] == "false"
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOKENIZERS_PARALLELISM", "x"), ("KEYBOARD", "x"), ("MONKEY", "x"), ("QUEUE_KEYS_PER", "x"), ("MAX_TOKEN_COUNT", "512"),
+        ("USE_KEY", "false"),
+    ],
+)  # fmt: skip
+def test_an_innocent_variable_is_no_secret(folder: Path, name: str, value: str) -> None:
+    edit(folder, "  QUANTIZATION: nf4", f"  {name}: '{value}'")
+    assert read(folder).body["env"][name] == value
+
+
+def test_the_release_is_a_hash_of_what_a_worker_is_made_from(folder: Path) -> None:
+    """So that an answer tells which release it came from, and a change of limits makes no new one."""
+    first = read(folder, IMAGE=IMAGE).body["env"]["RELEASE"]
+    edit(folder, "  max: 3", "  max: 2")
+    assert read(folder, IMAGE=IMAGE).body["env"]["RELEASE"] == first
+    edit(folder, "  QUANTIZATION: nf4", "  QUANTIZATION: none")
+    assert read(folder, IMAGE=IMAGE).body["env"]["RELEASE"] != first
+    assert "RELEASE" not in read(folder).body["env"]
 
 
 BYTES = [

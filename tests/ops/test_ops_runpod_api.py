@@ -305,3 +305,66 @@ def test_the_real_api_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNPOD_API_KEY", KEY)
     monkeypatch.delenv("RUNPOD_API_URL", raising=False)
     assert runpod_api.from_environment().url == "https://api.runpod.io/v2"
+
+
+def test_an_answer_that_trickles_in_ends(scripted: tuple[Scripted, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read's own time limit starts anew with each byte."""
+    monkeypatch.setattr(runpod_api, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(runpod_api, "LOG_SECONDS", 0.3)
+    stop = threading.Event()
+
+    class Trickle(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            while not stop.wait(0.05):
+                self.wfile.write(b" ")
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    time = Time()
+    api = Api(KEY, f"http://127.0.0.1:{server.server_address[1]}/v2", clock=time, sleep=time.sleep)
+    try:
+        with pytest.raises(ApiError, match="no answer in time"):
+            api.get("x", budget=0.1)
+        assert api.log_lines("x", "system", 5) == []
+    finally:
+        stop.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_an_answer_without_end_is_cut(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runpod_api, "ANSWER_BYTES", 1000)
+    script, api, _ = made
+    script.then(200, b"x" * 100_000)
+    with pytest.raises(ApiError, match="more than 1000 bytes"):
+        api.get("x", budget=0.01)
+
+
+def test_a_create_with_an_empty_answer_is_unknown(made: Made) -> None:
+    script, api, _ = made
+    script.then(204)
+    with pytest.raises(Unknown):
+        api.create("serverless", {})
+
+
+def test_a_whole_minute_is_waited_for_when_the_platform_asks_for_it(made: Made) -> None:
+    script, api, time = made
+    script.then(429, None, Retry_After="60").then(429, None, Retry_After="3600").then(200, {})
+    api.get("x")
+    assert time.slept == [60.0, 60.0]
+
+
+@pytest.mark.parametrize("key", ["rpa_x\n", "rpa x", "rpa_é", "rpa_\u2028"])
+def test_a_key_that_no_key_can_be(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("RUNPOD_API_KEY", key)
+    with pytest.raises(Problem, match="copy it again"):
+        runpod_api.from_environment()
