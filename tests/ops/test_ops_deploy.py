@@ -609,7 +609,7 @@ def test_killed_while_it_changes_something_it_goes_on_to_the_same_end(tmp_path: 
         killer = Killer(runpod.api)
         try:
             deployment = Deployment(config_folder(tmp_path), runpod, killer.url)
-            again = {"NAME": "open-synthesis"} if verb == "destroy" else {}
+            again: dict[str, Any] = {"NAME": "open-synthesis"} if verb == "destroy" else {}
             for at in range(1, 9):
                 for when in ("before", "after"):
                     killer.at = 0
