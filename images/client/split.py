@@ -159,10 +159,10 @@ def _has_more(text: str, spans: list[tuple[int, int]], number: int) -> bool:
 # A full stop after these ends no sentence…
 _NEVER_LAST = frozenset("e.g i.e eg ie cf vs viz ca approx dr prof mr mrs ms mt resp incl et ibid".split())
 # …after these only before a word that opens sentences…
-_SELDOM_LAST = frozenset("ph.d al etc jr sr inc ltd st dept univ esp".split())
+_SELDOM_LAST = frozenset("ph.d p pp al etc jr sr inc ltd st dept univ esp".split())
 # …and after these only where no number or label follows.
 _NUMBERED = frozenset(
-    "fig figs no nos p pp eq eqs ref refs sec secs ch chap vol tab art ed eds app jan feb mar apr jun jul aug sep sept oct nov dec".split()
+    "fig figs no nos eq eqs ref refs sec secs ch chap vol tab art ed eds app jan feb mar apr jun jul aug sep sept oct nov dec".split()
 )
 _OPENERS = frozenset(
     "a after all although an another as at because before both but by even findings for further here how however if in it "
