@@ -37,7 +37,7 @@ class Number:
     word: bool = False
     label: str = ""  # "type" of "type 2": the number is part of a name
     noun: str = ""  # the word that follows, where it is no unit: what is counted, as a rule
-    glued: bool = False  # digits within a name ("IL-6"): nothing a claim must prove, but "IL 6" may be written for it
+    glued: bool = False  # digits within a name ("IL-6"): compared only with numbers of the same name
     # What says the same in other words: "1 in 5" is also 1 and 5, "half" is also 50%.
     same_as: tuple[tuple[float, str], ...] = ()
 
@@ -89,8 +89,14 @@ _LABELS = frozenset(
     "phase sample stage step study table tier trial type wave".split()
 )
 
+# Names whose number tells nothing apart, and that sources replace by other words.
+_NAMES_OF_ONE = frozenset({"covid"})
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
+_POWER = re.compile("(?<![0-9])10[ ]?([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]{1,3})(?![⁰¹²³⁴⁵⁶⁷⁸⁹])")
+# How far a number's neighbours are looked at. A bound keeps the work in proportion to the text.
+_NEAR = 60
 _GONE = re.compile(
     r"https?://\S+|\bdoi:\s*\S+|\b10\.\d{4,9}/\S+|\[\s*S\d{1,6}(?:\s*(?:[,;&–—-]|and)\s*S\d{1,6})*\s*\]", re.I
 )
@@ -107,7 +113,7 @@ _DIGITS = (
 )
 _NUMBER = re.compile(
     rf"(?P<digits>{_DIGITS})"
-    r"(?:\s*(?:[x×*·]\s*)10\s*(?:\^\s*\(?|\()?(?P<power>[-−–]?\d{1,3})(?:(?<=\(\d)\)|(?<=\(\d\d)\)|(?<=\(-\d)\)|(?<=\(-\d\d)\))?|e(?P<e>[-+]?\d{1,3})(?![\w.]))?"
+    r"(?:\s*(?:[x×*·]\s*)10\s*(?:\^\s*\(?|\()?(?P<power>[-−–]?\d{1,2})(?:(?<=\(\d)\)|(?<=\(\d\d)\)|(?<=\(-\d)\)|(?<=\(-\d\d)\))?|e(?P<e>[-+]?\d{1,2})(?![\w.]))?"
 )
 _WORD = re.compile(r"[^\W\d_]+")
 _ABOVE = r"(?:more|greater|higher|larger|longer|older)\s+than|over|above|at\s+least|exceed\w*|upwards?\s+of|no\s+(?:less|fewer)\s+than|>=?|≥"
@@ -147,9 +153,14 @@ def missing_of(claimed: Iterable[Number], printed: Iterable[Number]) -> list[str
         if _counts(number):
             # Where the source numbers things of that name, only these prove a number of that name.
             alike = [other for other in has if number.label and other.label == number.label]
-            if not alike:
-                alike = [other for other in has if other.glued or other.label] if number.glued else has
-            if not any(_same(number, other) for other in alike):
+            if number.glued and not alike:
+                # "interleukin-2" where the source says "IL-2": names that begin alike, or else any; a source without such
+                # names speaks in other words.
+                names = [other for other in has if other.glued or other.label]
+                alike = [other for other in names if other.label[:1] == number.label[:1]] or names
+                if not alike or number.label in _NAMES_OF_ONE:
+                    continue
+            if not any(_same(number, other) for other in alike or has):
                 found.append(number.printed)
     return list(dict.fromkeys(found))
 
@@ -203,6 +214,8 @@ def _same_value(claim: Number, source: Number) -> bool:
             (claim.bound != "below" and 0 < away <= reach) or (claim.bound != "above" and -reach <= away < 0)
         ):
             return True
+    if (claim.bound == "above" and b < a) or (claim.bound == "below" and b > a):
+        return False
     # Rounded: half a unit of the claim's last digit, where the source prints more digits.
     return step > finer and abs(a - b) <= step / 2 + _EPSILON * max(1, abs(b))
 
@@ -239,14 +252,8 @@ def parse(text: str) -> list[Number]:
 
 def _plain(text: str) -> str:
     """The text with one spelling of what NFKC would join or lose; things that are no numbers blanked, not cut."""
-    text = _SUPERSCRIPT.sub(
-        lambda m: (
-            ("^" if text[: m.start()].rstrip()[-2:] == "10" else " ") + m.group().translate(_SUPERSCRIPTS)
-            if text[: m.start()].rstrip()[-2:] == "10"
-            else " " * len(m.group())
-        ),
-        text,
-    )
+    text = _POWER.sub(lambda match: "10^" + match.group(1).translate(_SUPERSCRIPTS), text)
+    text = _SUPERSCRIPT.sub(lambda match: " " * len(match.group()), text)
     text = re.sub(r"[½¼¾⅓⅔]", lambda m: {"½": ".5", "¼": ".25", "¾": ".75", "⅓": ".333", "⅔": ".667"}[m.group()], text)
     text = "".join(c if c in "\u2009\u202f\u00a0µ" else unicodedata.normalize("NFKC", c) for c in text)
     text = re.sub(r"(?<=\d)[·‧⋅](?=\d)", ".", text).replace("‐", "-").replace("‑", "-").replace("−", "-")
@@ -256,7 +263,7 @@ def _plain(text: str) -> str:
 
 def _from_digits(text: str, match: re.Match[str]) -> Number | None:
     start, end = match.span()
-    before = text[:start]
+    before = text[max(0, start - _NEAR) : start]
     if re.search(r"[^\W\d_]-?$|\d[.,]?$|_$", before) and not re.search(r"[\d\s(]x$", before):
         # IL-6, p53, the later parts of version 1.2.3.
         digits = re.sub(r"\D.*", "", match["digits"])
@@ -280,7 +287,7 @@ def _from_digits(text: str, match: re.Match[str]) -> Number | None:
     if power := match["power"] or match["e"]:
         exponent = int(power.replace("−", "-").replace("–", "-"))
         value, step = value * 10.0**exponent, step * 10.0**exponent
-    rest = text[end:]
+    rest = text[end : end + _NEAR]
     if ordinal := re.match(r"(?:st|nd|rd|th)\b", rest):
         return Number(text[start : end + ordinal.end()], (start, end + ordinal.end()), value, 1, "ordinal")
     if re.match(r"(?:0s|s)\b", rest) and re.fullmatch(r"\d{2,4}", digits):  # the 1990s
@@ -288,7 +295,7 @@ def _from_digits(text: str, match: re.Match[str]) -> Number | None:
     if scale := re.match(r"\s*-?(hundred|thousand|million|billion|trillion)\b", rest, re.I):
         factor = _SCALES[scale.group(1).lower()]
         value, step, end = value * factor, step * factor, end + scale.end()
-        rest = text[end:]
+        rest = text[end : end + _NEAR]
     unit, worth, length = _unit(rest)
     if not length and re.match(r"[^\W\d_]|-[A-Z]", rest):  # 5-HT, 3D
         return Number(text[start:end], (start, end), value, 1, glued=True)
@@ -301,7 +308,7 @@ def _from_digits(text: str, match: re.Match[str]) -> Number | None:
         return Number(text[start:end], (start, end), value, 1, "year")
     label = ""
     if not unit and step == 1 and not power:
-        label = _label(before)
+        label = _label(before) or _label_behind(rest)
         step = 1 if label else _round_step(digits)
     return Number(
         text[start : end + length].strip(),
@@ -318,7 +325,7 @@ def _from_digits(text: str, match: re.Match[str]) -> Number | None:
 
 def _round_step(digits: str) -> float:
     """A whole number that ends in zeros after two other digits may be rounded to these: 130,000 to the next 10,000."""
-    zeros = len(digits) - len(digits.rstrip("0"))
+    zeros = min(len(digits) - len(digits.rstrip("0")), 300)
     return 10.0 ** max(0, min(zeros, len(digits) - 2))
 
 
@@ -337,9 +344,17 @@ def _label(before: str) -> str:
         return _singular(word)
     return (
         word.lower()
-        if word.isupper() and word not in ("A", "I", "N", "OR", "HR", "RR", "SD", "SE", "CI", "IQR", "AND")
+        if word.isupper()
+        and len(word) <= 5
+        and word not in ("A", "I", "N", "OR", "HR", "RR", "SD", "SE", "CI", "IQR", "AND")
         else ""
     )
+
+
+def _label_behind(rest: str) -> str:
+    """ "3-kinase" is a name as "type 3" is, and "23-lab study" does no worse for being treated alike."""
+    match = re.match(r"-([^\W\d_]{3,})", rest)
+    return f"-{_singular(match.group(1))}" if match else ""
 
 
 def _singular(word: str) -> str:
@@ -398,7 +413,7 @@ def _from_words(text: str, taken: set[int]) -> list[Number]:
                 end = words[position].end()
                 if (
                     following.endswith("s")
-                    or re.match(r"\s+(?:of|as|the|less|more|lower|higher|fewer)\b|\W*$", text[end:])
+                    or re.match(r"\s+(?:of|as|the|less|more|lower|higher|fewer)\b|\W*$", text[end : end + _NEAR])
                     or following == "half"
                 ):
                     share = value * _FRACTIONS[following]
@@ -419,7 +434,7 @@ def _from_words(text: str, taken: set[int]) -> list[Number]:
                 position += 1
                 following = words[position].group().lower() if position < len(words) else ""
                 near = bool(re.fullmatch(r"\s?|-", text[end : words[position].start()])) if following else False
-            unit, worth, length = _unit(text[end:])
+            unit, worth, length = _unit(text[end : end + _NEAR])
             found.append(
                 Number(
                     text[start : end + length].strip(),
@@ -427,10 +442,10 @@ def _from_words(text: str, taken: set[int]) -> list[Number]:
                     value * worth,
                     0,
                     unit=unit,
-                    bound=_bound(text[:start]),
+                    bound=_bound(text[max(0, start - _NEAR) : start]),
                     word=True,
-                    label="" if unit else _label(text[:start]),
-                    noun="" if unit else _noun(text[end:]),
+                    label="" if unit else _label(text[max(0, start - _NEAR) : start]),
+                    noun="" if unit else _noun(text[end : end + _NEAR]),
                 )
             )
         elif word.endswith("fold") and word.removesuffix("fold") in _WORDS:
@@ -440,7 +455,9 @@ def _from_words(text: str, taken: set[int]) -> list[Number]:
         elif word in ("half", "halved", "halves", "halving"):
             found.append(_fraction(text, start, end, 0.5))
         elif word == "dozen":
-            found.append(Number(match.group(), (start, end), 12, 0, bound=_bound(text[:start]), word=True))
+            found.append(
+                Number(match.group(), (start, end), 12, 0, bound=_bound(text[max(0, start - _NEAR) : start]), word=True)
+            )
         elif word in _ORDINALS:
             found.append(Number(match.group(), (start, end), _ORDINALS[word], 0, "ordinal", word=True))
     return [number for number in found if number.span[0] not in taken]
@@ -453,7 +470,7 @@ def _fraction(text: str, start: int, end: int, share: float) -> Number:
         100 * share,
         0,
         unit="%",
-        bound=_bound(text[:start]),
+        bound=_bound(text[max(0, start - _NEAR) : start]),
         word=True,
         same_as=((share, ""),),
     )

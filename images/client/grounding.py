@@ -392,17 +392,16 @@ def _opens(mark: str, before: str, after: str, open_mark: str | None, first: boo
 
 
 def _quotable(text: str) -> tuple[str, str]:
-    """A text as quotations are looked up in it: with the hyphens at line ends dropped, and with them kept."""
+    """A text as quotations are looked up in it: as it is, and with the hyphens of line ends dropped."""
     text = clean(text)
-    dropped = re.sub(r"(?<=[^\W\d_])[-‐\u00ad]\s+(?=[^\W\d_])", "", text)
-    kept = re.sub(r"(?<=[^\W\d_])([-‐])\s+(?=[^\W\d_])", r"\1", text)
-    return _normal(dropped), _normal(kept)
+    return _normal(text), _normal(re.sub(r"(?<=[^\W\d_])[-‐\u00ad]\s+(?=[^\W\d_])", "", text))
 
 
 def _normal(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).translate(_QUOTES).translate(_DASHES)
-    text = re.sub(r"\s*--?\s+|\s+-\s*|--+", " - ", text.casefold().replace("''", "'"))
-    return " ".join(text.split())
+    """One spelling of quotation marks, dashes, spaces and case; no space beside a dash, and no marks of emphasis."""
+    text = re.sub(r"[*`]", "", text)
+    text = unicodedata.normalize("NFKC", text).translate(_DASHES).translate(_QUOTES).casefold().replace("''", "'")
+    return " ".join(re.sub(r"\s*-+\s*", "-", text).split())
 
 
 def _missing_quotes(quotes: Sequence[tuple[str, ...]], texts: Sequence[str]) -> list[tuple[str, ...]]:
