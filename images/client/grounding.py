@@ -240,7 +240,7 @@ class _Grounding:
                 "score": (score := self._score(window.coverage, window.cosine)),
                 "missing_numbers": figures.missing_of(numbers, source.numbers),
                 "missing_quotes": [_shown(quote) for quote in _missing_quotes(quotes, source.quotable)],
-                "status": self._level(score),
+                "status": self._verdict(self._level(score)),
             }
             for source in cited
         }
@@ -250,12 +250,7 @@ class _Grounding:
             together |= window.words
         self.coverage = self._coverage(together)
         self.score = self._score(self.coverage, max(window.cosine for window in self.windows.values()))
-        claim.status = self._level(self.score)
-        if claim.status != "off_source":
-            if self.missing_quotes:
-                claim.status = "quote_mismatch"
-            elif self.missing_numbers:
-                claim.status = "number_mismatch"
+        claim.status = self._verdict(self._level(self.score))
         floor = self.coverage + float(self.thresholds["better_margin"])
         rivals = (
             [self._best_window(source) for source in self.sources.values() if source not in cited] if floor <= 1 else []
@@ -272,6 +267,12 @@ class _Grounding:
         if score < self.thresholds["off_source"]:
             return "off_source"
         return "weak" if score < self.thresholds["weak"] else "grounded"
+
+    def _verdict(self, level: str) -> str:
+        """A source that is near carries no claim whose numbers or quotations none of the cited ones has."""
+        if level != "off_source" and self.missing_quotes:
+            return "quote_mismatch"
+        return "number_mismatch" if level != "off_source" and self.missing_numbers else level
 
     def flags(self) -> Iterator[Flag]:
         """What a reader must know about the claim, worst first."""

@@ -6,12 +6,16 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tests.client.support import PROPERTY, TREE, Client, Hashed
 from tests.client.test_grounding import THRESHOLDS
 
@@ -173,7 +177,7 @@ def test_each_claim_has_its_neighbours_and_others_at_hand_the_same_each_time() -
 
 @pytest.fixture(scope="module")
 def own(embedder: Embedder) -> check_eval.Result:
-    return check_eval.measure(check_eval.read(OWN), embedder, THRESHOLDS)
+    return check_eval.measure(check_eval.read(OWN), check_eval.Checks(embedder, THRESHOLDS))
 
 
 def test_the_checks_hold_on_the_projects_own_pairs(own: check_eval.Result) -> None:
@@ -194,10 +198,45 @@ def test_the_checks_hold_on_the_projects_own_pairs(own: check_eval.Result) -> No
     assert own.kinds[REFUTED].of == 17
 
 
+class Knowing:
+    """A verifier that knows the answers: what a source is to say of a claim."""
+
+    name, limit = "knowing", 512
+
+    def __init__(self, pairs: list[Pair]) -> None:
+        self.right = {pair.claim.rstrip("."): pair for pair in pairs}
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+    def probabilities(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+        rows = []
+        for premise, claim in pairs:
+            pair = self.right.get(claim.rstrip("."))
+            if pair is None or " ".join(premise.split()[:3]) not in pair.source:
+                rows.append([0.0, 0.0, 1.0])
+            else:
+                rows.append([1.0, 0.0, 0.0] if pair.supported else [0.0, 1.0, 0.0])
+        return np.array(rows)
+
+
+def test_level_2_is_measured_where_there_is_a_verifier() -> None:
+    pairs = check_eval.read(OWN)[:12]
+    limits = yaml.safe_load((TREE / "config" / "checks.yaml").read_text(encoding="utf-8"))["entailment"]
+    checks = check_eval.Checks(Hashed(), THRESHOLDS, Knowing(pairs), limits)
+    result = check_eval.measure(pairs, checks)
+    assert result.kinds[RIGHT].share("2") == 0
+    for kind in (REFUTED, RANDOM, NEIGHBOUR, "negation", "changed number"):
+        assert result.kinds[kind].share("2") == 1, kind
+    section = check_eval.report("pairs.jsonl", "0" * 64, 12, result, checks, "2026-01-01")
+    assert "| level 2 |" in section
+    assert "level 2: knowing" in section
+
+
 @pytest.mark.skipif(not SCIFACT.is_file(), reason="SciFact is not here; name scifact_test.jsonl in SCIFACT")
 @pytest.mark.timeout(600)
 def test_the_checks_hold_on_scifact(embedder: Embedder) -> None:
-    result = check_eval.measure(check_eval.read(SCIFACT), embedder, THRESHOLDS)
+    result = check_eval.measure(check_eval.read(SCIFACT), check_eval.Checks(embedder, THRESHOLDS))
     assert result.auroc("score", "random") >= 0.97
     assert result.auroc("score", "hardest") >= 0.84
     for against in ("random", "hardest"):  # meaning must not make it worse than words alone
@@ -250,8 +289,9 @@ def test_the_program_says_what_it_needs(empty: Client, monkeypatch: pytest.Monke
 
 
 def test_what_is_not_seen_is_said(own: check_eval.Result) -> None:
-    section = check_eval.report("pairs.jsonl", "0" * 64, 59, own, THRESHOLDS, "model", "2026-01-01")
-    assert "do not see**: negation" in section
+    section = check_eval.report("pairs.jsonl", "0" * 64, 59, own, check_eval.Checks(Hashed(), THRESHOLDS), "2026-01-01")
+    assert "Levels 0 and 1 do not see**: negation" in section
+    assert "Level 2 (entailment): not measured" in section
     assert "| changed number | " in section
 
 
