@@ -34,25 +34,30 @@ _VOICED = "\u3099\u309a"  # marks of kana: another letter, not another accent
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as they are compared, in order: lower-case, without accents, -s, -ing, -ed and -e, and cut.
+    """The words of a text as they are searched, in order: lower-case, without accents, -s, -ing, -ed and -e, and cut.
 
     Eight characters join "replicate", "replication" and "replicated"; a word with a digit in it is a name and stays
     whole. Scripts without spaces become pairs of characters.
     """
+    return [_stem(form) for form in forms(text)]
+
+
+def forms(text: str) -> list[str]:
+    """The words of a text as they are written, in order, but lower-case, without accents and in the singular."""
     found: list[str] = []
     for word in _WORD.findall(_folded(text)):
         if word.isascii():
-            found.append(_stem(word))
+            found.append(_singular(word))
             continue
         start = 0
         for run in _UNSPACED.finditer(word):
             if before := word[start : run.start()]:
-                found.append(_stem(before))
+                found.append(_singular(before))
             characters = run.group()
             found.extend(characters[i : i + 2] for i in range(max(1, len(characters) - 1)))
             start = run.end()
         if rest := word[start:]:
-            found.append(_stem(rest))
+            found.append(_singular(rest))
     return found
 
 
@@ -64,24 +69,28 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", kept).lower()
 
 
-def _stem(word: str) -> str:
-    if not word.isalpha():
-        return word
+def _singular(word: str) -> str:
     if len(word) > 4 and word.endswith("ies"):
-        word = word[:-3] + "y"
-    elif len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
-        word = word[:-1]
+        return word[:-3] + "y"
+    if len(word) > 3 and word.isalpha() and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word[:-1]
+    return word
+
+
+def _stem(form: str) -> str:
+    if not form.isalpha():
+        return form
     for ending in ("ing", "ed"):
-        if word.endswith(ending) and len(word) - len(ending) >= 4:
-            word = word.removesuffix(ending)
-            if word[-1] == word[-2] and word[-1] not in "lsz":
-                word = word[:-1]
-    if len(word) > 4:
-        word = word.removesuffix("e")
-    return word[:STEM]
+        if form.endswith(ending) and len(form) - len(ending) >= 4:
+            form = form.removesuffix(ending)
+            if form[-1] == form[-2] and form[-1] not in "lsz":
+                form = form[:-1]
+    if len(form) > 4:
+        form = form.removesuffix("e")
+    return form[:STEM]
 
 
-_STOP_STEMS = frozenset(_stem(word) for word in STOP_WORDS)
+_STOP_STEMS = frozenset(_stem(_singular(word)) for word in STOP_WORDS)
 
 
 def content_words(question: str) -> list[str]:
@@ -107,7 +116,7 @@ def write(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 class Index:
-    """The index in a folder. Raises OSError or ValueError where it is damaged."""
+    """The index in a folder. Raises EOFError, OSError or ValueError where it is damaged."""
 
     def __init__(self, folder: Path) -> None:
         self.ids: list[str] = json.loads((folder / _IDS).read_bytes())
@@ -135,17 +144,17 @@ class Index:
     def coverage(self, question: str, text: str) -> tuple[float, int]:
         """How much of what a question is about stands in a text: the share of its content words, weighted by rarity.
 
-        A word that the domain lacks counts as the rarest. The second value is in how many chunks the rarest word occurs
-        that both have, 0 where they share none.
+        Stricter than the search: a word must stand there as it was asked, but for case, accents and plural ("steel" is
+        not "Steele"). A word that the domain lacks counts as the rarest. The second value is in how many chunks the
+        rarest shared word occurs, 0 where they share none.
         """
-        asked = content_words(question)
-        here = set(words(text))
-        counts = {word: self.count(word) for word in asked}
-        weights = {word: math.log1p((len(self.ids) - n + 0.5) / (n + 0.5)) for word, n in counts.items()}
-        shared = [word for word in asked if word in here]
+        asked = set(content_words(question))
+        counts = {form: self.count(_stem(form)) for form in dict.fromkeys(forms(question)) if _stem(form) in asked}
+        weights = {form: math.log1p((len(self.ids) - n + 0.5) / (n + 0.5)) for form, n in counts.items()}
+        shared = counts.keys() & set(forms(text))
         whole = math.fsum(weights.values())
-        share = math.fsum(weights[word] for word in shared) / whole if whole else 0.0
-        return round(share, 6), min((counts[word] for word in shared), default=0)
+        share = math.fsum(weights[form] for form in shared) / whole if whole else 0.0
+        return round(share, 6), min((counts[form] for form in shared), default=0)
 
     def count(self, word: str) -> int:
         """In how many chunks a word occurs."""

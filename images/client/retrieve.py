@@ -48,7 +48,8 @@ class Evidence:
     dense: list[tuple[int, float] | None]
     bm25: list[tuple[int, float] | None]
     fused: tuple[int, float]
-    coverage: float | None = None
+    coverage: float | None = None  # where it shares a rare word with the question
+    relevance: float = 0  # 0 to 1, what the choice goes by
     rerank: tuple[int, float] | None = None
     mmr: tuple[int, float] | None = None
     tokens: int = 0
@@ -71,6 +72,7 @@ class Evidence:
             "coverage": self.coverage,
             "fused": self.fused[1],
             "rerank": self.rerank and self.rerank[1],
+            "relevance": self.relevance,
             "mmr": self.mmr and self.mmr[1],
         }
 
@@ -162,13 +164,12 @@ def _search(
     dense = index.nearest(vectors, DEPTH)
     words = domain.words() if configuration.lexical else None
     bm25 = [words.search(query["text"], DEPTH) if words else [] for query in queries]
-    fused = fusion.fuse(
-        [
-            (query["weight"] * weight, [chunk_id for chunk_id, _ in ranking])
-            for rankings, weight in ((dense, 1), (bm25, configuration.lexical_weight))
-            for query, ranking in zip(queries, rankings, strict=True)
-        ]
-    )
+    lexical_weight = configuration.lexical_weight
+    pairs = [
+        [(weight, [chunk_id for chunk_id, _ in ranking]) for weight, ranking in ((1, one), (lexical_weight, other))]
+        for one, other in zip(dense, bm25, strict=True)
+    ]
+    fused = fusion.fuse([(query["weight"] * w, r) for query, pair in zip(queries, pairs, strict=True) for w, r in pair])
     stored = index.fetch(list(fused))
     places = [
         [{i: (rank, score) for rank, (i, score) in enumerate(ranking, 1)} for ranking in kind] for kind in (dense, bm25)
@@ -179,42 +180,53 @@ def _search(
         held = stored[chunk_id]
         in_dense, in_bm25 = ([places_of.get(chunk_id) for places_of in kind] for kind in places)
         cosine = in_dense[0][1] if in_dense[0] else round(float(unit @ held.vector), 6)
-        evidence = Evidence(chunk_id, held, cosine, in_dense, in_bm25, (rank, score))
-        if cosine < configuration.min_similarity:
-            _spare(evidence, queries[0]["text"], words, configuration)
-        found.append(evidence)
+        found.append(Evidence(chunk_id, held, cosine, in_dense, in_bm25, (rank, score)))
+    if words:
+        _cover(found, queries[0]["text"], words, configuration.rare_share)
+    relevance = fusion.scaled(fused)
+    others = [fusion.scaled(fusion.fuse(pair)) for pair in pairs[1:]]
+    for evidence in found:
+        covered = evidence.coverage if evidence.coverage and evidence.coverage >= configuration.lexical_coverage else 0
+        opposed = max((other.get(evidence.chunk_id, 0) for other in others), default=0)
+        # A sum favours what every ranking holds: neither the one document with a rare term nor the one null result
+        # among many that confirm may drown in it.
+        evidence.relevance = round(
+            max(relevance[evidence.chunk_id], covered, opposed * configuration.refuting_relevance), 6
+        )
+        if evidence.cosine < configuration.min_similarity and not covered:
+            detail = f"similarity {evidence.cosine:.3f} is below {configuration.min_similarity}"
+            if evidence.coverage:
+                detail += f", and it holds {evidence.coverage:.2f} of the question's words"
+            evidence.why = fusion.Refusal("below_floor", detail)
     return found
 
 
-def _spare(evidence: Evidence, question: str, words: lexical.Index | None, configuration: settings.Settings) -> None:
-    """Below the floor: out, unless the chunk has enough of the question's words, a rare one among them."""
-    detail = f"similarity {evidence.cosine:.3f} is below {configuration.min_similarity}"
-    if words and evidence.bm25[0]:
-        text = f"{evidence.stored.metadata['title']}\n{evidence.stored.text}"
-        evidence.coverage, rarest = words.coverage(question, text)
-        rare = rarest <= max(1, configuration.rare_share * len(words.ids))
-        if evidence.coverage >= configuration.lexical_coverage and rare:
-            return
-        detail += f", and it holds {evidence.coverage:.2f} of the question's words" + ("" if rare else ", none rare")
-    evidence.why = fusion.Refusal("below_floor", detail)
+def _cover(found: Sequence[Evidence], question: str, words: lexical.Index, rare_share: float) -> None:
+    """Set the coverage of each chunk that shares a rare word with the question."""
+    most = max(1, rare_share * len(words.ids))
+    if not any(0 < words.count(word) <= most for word in lexical.content_words(question)):
+        return
+    for evidence in found:
+        if evidence.bm25[0]:
+            share, rarest = words.coverage(question, f"{evidence.stored.metadata['title']}\n{evidence.stored.text}")
+            evidence.coverage = share if 0 < rarest <= most else None
 
 
 def _choose(
     near: list[Evidence], question: str, configuration: settings.Settings, count: Callable[[str], int]
 ) -> list[Evidence]:
     """The sources, best first; `why` is set on the others."""
-    pool = near
+    pool = sorted(near, key=lambda e: (-e.relevance, e.chunk_id))
     if configuration.rerank:
-        pool = near[:RERANKED]
-        for evidence in near[RERANKED:]:
+        for evidence in pool[RERANKED:]:
             evidence.why = fusion.Refusal("rerank", f"not among the best {RERANKED}, which were ordered anew")
+        pool = pool[:RERANKED]
         texts = [f"{evidence.stored.metadata['title']}\n{evidence.stored.text}" for evidence in pool]
-        scores = dict(zip((e.chunk_id for e in pool), rerank(configuration.rerank, question, texts), strict=True))
-        for rank, evidence in enumerate(sorted(pool, key=lambda e: (-scores[e.chunk_id], e.chunk_id)), 1):
-            evidence.rerank = (rank, scores[evidence.chunk_id])
-    else:
-        scores = {evidence.chunk_id: evidence.fused[1] for evidence in pool}
-    relevance = fusion.scaled(scores)
+        for evidence, score in zip(pool, rerank(configuration.rerank, question, texts), strict=True):
+            evidence.relevance = score
+        pool.sort(key=lambda e: (-e.relevance, e.chunk_id))
+        for rank, evidence in enumerate(pool, 1):
+            evidence.rerank = (rank, evidence.relevance)
     by_id = {evidence.chunk_id: evidence for evidence in pool}
 
     def tokens(chunk_id: str) -> int:
@@ -223,7 +235,7 @@ def _choose(
         return by_id[chunk_id].tokens
 
     chosen, refused = fusion.choose(
-        [fusion.Candidate(e.chunk_id, relevance[e.chunk_id], e.stored.vector, paper(e.stored.metadata)) for e in pool],
+        [fusion.Candidate(e.chunk_id, e.relevance, e.stored.vector, paper(e.stored.metadata)) for e in pool],
         tokens,
         configuration.mmr_lambda,
         configuration.n_results,
@@ -234,7 +246,7 @@ def _choose(
         by_id[chunk_id].mmr = (rank, score)
     for chunk_id, why in refused.items():
         by_id[chunk_id].why = why
-    return sorted((by_id[chunk_id] for chunk_id in chosen), key=lambda e: e.rerank or e.fused)
+    return [evidence for evidence in pool if evidence.chunk_id in chosen]
 
 
 def paper(metadata: dict[str, Any]) -> str:

@@ -36,13 +36,23 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "rare_share": (float, 0, 1),
     "lexical_weight": (float, 0, 1),
     "refuting_weight": (float, 0, 1),
+    "refuting_relevance": (float, 0, 1),
     "mmr_lambda": (float, 0, 1),
     "max_per_paper": (int, 1, 200),
     "source_tokens": (int, 100, 1_000_000),
     "tokens_per_piece": (float, 0.1, 10),
+    "samples": (int, 1, 20),
     "queue_timeout": (int, 1, 86_400),
     "execution_timeout": (int, 5, 604_800),
 }
+
+_SWITCHES = (
+    "lexical",
+    "citation_check_enabled",
+    "hallucination_check_enabled",
+    "uncertainty_quantification",
+    "human_review_required",
+)
 
 
 @dataclass(frozen=True)
@@ -63,12 +73,18 @@ class Settings:
     lexical_weight: float
     refuting: list[str]
     refuting_weight: float
+    refuting_relevance: float
     rerank: str | None
     mmr_lambda: float
     max_per_paper: int
     source_tokens: int
     source_tokenizer: str | None
     tokens_per_piece: float
+    citation_check_enabled: bool
+    hallucination_check_enabled: bool
+    uncertainty_quantification: bool
+    human_review_required: bool
+    samples: int
     queue_timeout: int
     execution_timeout: int
 
@@ -121,8 +137,9 @@ def load(path: Path | None = None) -> Settings:
         raise Problem(f"{path}: seed must be null or a whole number from 0 to 2^63 - 1, not {seed!r}")
     if not isinstance(data["embedding_model"], str) or not data["embedding_model"].strip():
         raise Problem(f"{path}: embedding_model must be a model id, for example {SHIPPED_MODEL}")
-    if not isinstance(data["lexical"], bool):
-        raise Problem(f"{path}: lexical must be true or false, not {data['lexical']!r:.100}")
+    for key in _SWITCHES:
+        if not isinstance(data[key], bool):
+            raise Problem(f"{path}: {key} must be true or false, not {data[key]!r:.100}")
     for key, example in (("rerank", RERANKER), ("source_tokenizer", "config/tokenizer.json")):
         if data[key] is not None and (not isinstance(data[key], str) or not data[key].strip()):
             raise Problem(f"{path}: {key} must be null or a text, for example {example}, not {data[key]!r:.100}")
@@ -141,6 +158,14 @@ def load(path: Path | None = None) -> Settings:
 def variable(name: str) -> str:
     """An environment variable; an empty one counts as not set."""
     return os.environ.get(name, "")
+
+
+def form() -> str:
+    """How results are printed: AS=text, the default, or AS=json."""
+    given = variable("AS") or "text"
+    if given not in ("text", "json"):
+        raise Problem(f"AS={given!r:.40} is unknown; known are text and json")
+    return given
 
 
 def question() -> str:

@@ -186,7 +186,7 @@ class Domain:
     def is_current(self, model: str, corpus_hash: str) -> bool:
         """Do the indexes hold these records, as chunks of this chunker, as vectors of this model?"""
         there = self.index_folder.is_dir() and self.lexical_folder.is_dir()
-        return there and self.state().get("index") == _index(model, corpus_hash)
+        return there and self.state().get("index") == index_state(model, corpus_hash)
 
     def update_index(self, embedder: Embedder) -> dict[str, int]:
         """Bring the indexes in line with the records: write new chunks, delete gone ones, leave the rest alone; the
@@ -219,7 +219,7 @@ class Domain:
                 )
         shutil.rmtree(self.lexical_folder, ignore_errors=True)
         lexical.write(self.lexical_folder, {c.id: c.embedded for c in wanted.values()})
-        self._write_state({**self.state(), "index": _index(embedder.name, self.corpus_hash())})
+        self._write_state({**self.state(), "index": index_state(embedder.name, self.corpus_hash())})
         return {"chunks": len(wanted), "embedded": len(new), "deleted": len(gone)}
 
     def note_shipped(self, digest: str, prints: dict[str, str]) -> None:
@@ -335,7 +335,7 @@ class VectorIndex:
         }
 
 
-def _index(model: str, corpus_hash: str) -> dict[str, Any]:
+def index_state(model: str, corpus_hash: str) -> dict[str, Any]:
     """What a domain's state says of indexes that are current."""
     return {
         "corpus_sha256": corpus_hash,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 
-import chunks
 import settings
 import store
 from common.problems import OK, TRY_LATER, Problem, run
@@ -32,13 +31,17 @@ def check(name: str, model: str) -> tuple[str, str, str]:
                     "was embedded by another model than config/inference.yaml names; its next question builds it anew"
                 )
                 return "note", words, again
-            if index.get("chunker") != chunks.CHUNKER or index.get("corpus_sha256") != domain.corpus_hash():
+            if index != store.index_state(str(index.get("embedding_model")), domain.corpus_hash()) or (
+                not domain.lexical_folder.is_dir()
+            ):
                 return "note", "has an index behind its records; its next question brings it up to date", again
             size = domain.probe()
     except Problem as problem:
         if problem.code == TRY_LATER:
             return "unknown", "is in use by another process", "make doctor, when that is done"
-        return "problem", "has an index that cannot be read", f"rm -r {domain.index_folder}, then {again}"
+        lexical = str(domain.lexical_folder) in str(problem)
+        folder = domain.lexical_folder if lexical else domain.index_folder
+        return "problem", "has an index that cannot be read", f"rm -r {folder}, then {again}"
     except (OSError, ValueError) as error:
         return (
             "problem",

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,12 +53,18 @@ CONFIGURATION = {
     "lexical_weight": 0.5,
     "refuting": ["no effect: {question}", "failed replication: {question}"],
     "refuting_weight": 0.25,
+    "refuting_relevance": 0.8,
     "rerank": None,
     "mmr_lambda": 0.7,
     "max_per_paper": 3,
     "source_tokens": 4000,
     "source_tokenizer": None,
     "tokens_per_piece": 1.3,
+    "citation_check_enabled": True,
+    "hallucination_check_enabled": False,  # on in test_checks
+    "uncertainty_quantification": False,
+    "human_review_required": True,
+    "samples": 1,
     "queue_timeout": 60,
     "execution_timeout": 60,
 }
@@ -130,6 +137,8 @@ class Client:
     def configure(self, **changes: Any) -> None:
         """Write config/inference.yaml."""
         (self.root / "config" / "inference.yaml").write_text(yaml.safe_dump(CONFIGURATION | changes))
+        for name in ("checks.yaml", "evidence.yaml"):
+            shutil.copy(Path(__file__).parents[2] / "config" / name, self.root / "config" / name)
 
     def environment(self, variables: dict[str, str]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
