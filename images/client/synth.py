@@ -2,9 +2,9 @@
 
     Q="Does ego depletion replicate?" DOMAIN=psychology python -m synth
 
-The text goes to stdout, everything else to stderr. Exit codes: 0 clean; 2 bad input or nothing near the question (no
-job was sent); 3 done, but something was flagged; 5 the job failed; 75 try again later; 130 interrupted (the job is
-cancelled).
+The text with what was found goes to stdout (AS=json: as JSON), progress to stderr. Exit codes: 0 clean; 2 bad input or
+nothing near the question (no job was sent); 3 done, but something was flagged; 4 done, but something could not be checked;
+5 the job failed; 75 try again later; 130 interrupted (the job is cancelled).
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import retrieve
 import settings
-from common import citations
-from common.problems import FLAGGED, INTERRUPTED, OK, REMOTE_FAILED, Problem, run
+from common.files import to_json
+from common.problems import INTERRUPTED, REMOTE_FAILED, Problem, run
 from common.text import clean
+
+if TYPE_CHECKING:
+    import checks
+    import judge
+    from ledger import Claim
 
 TTL_MARGIN = 60  # seconds that a job may live beyond its queue and execution time
 MAX_TTL = 604_800  # RunPod refuses a longer life: 7 days
@@ -89,15 +95,22 @@ def answer(interrupts: Interrupts) -> int:
     """Retrieve, send one job, follow it to its end, keep and print what came of it."""
     question, domain, configuration = settings.question(), settings.domain(), settings.load()
     endpoint = settings.endpoint()
+    form = settings.form()
     started = time.monotonic()
+    import checks
+
+    verifier = checks.prepare(configuration)
     manifest, corpus = retrieve.retrieve(question, domain, configuration)
     retrieved_in = time.monotonic() - started
     print(f"{len(manifest)} sources from {domain} in {retrieved_in:.2f} s", file=sys.stderr)
 
     # Imported late: a question that stops before this line does not pay for HTTP.
     import bundle
+    import embedding
     import jobs
+    import judge
     import progress
+    import samples
 
     shown = progress.Progress()
     client = jobs.JobClient(endpoint, warn=shown.note)
@@ -181,25 +194,6 @@ def answer(interrupts: Interrupts) -> int:
         )
         kept.note(outcome="NO_SYNTHESIS" if state == "COMPLETED" else state, error=reason)
         raise Problem(f"job {job_id} ended {clean(reason)}\nRun: {kept.finish()}", REMOTE_FAILED)
-    return _deliver(kept, question, domain, manifest, output)
-
-
-def _deliver(kept: Any, question: str, domain: str, manifest: list[dict[str, Any]], output: dict[str, Any]) -> int:
-    """Resolve the citations, write the rest of the bundle, print the text."""
-    import bundle
-
-    text = clean(output["synthesis"])
-    claims = citations.claims(text, {entry["id"] for entry in manifest})
-    flags = [*citations.flags(claims), *citations.markup(text)]
-    if not text.strip():
-        flags.append({"kind": "empty", "detail": "the synthesis is empty", "claim": ""})
-    cited = sorted({source for claim in claims for source in claim.cited})
-    notes = [EXTRACTIVE_NOTE] if output["model"].get("engine") == "extractive" else []
-    if output.get("finish_reason") == "length":
-        notes.append(CUT_NOTE)
-    page = bundle.markdown(question, domain, text, manifest, cited, notes)
-    kept.write("synthesis.md", page)
-    kept.write("claims.json", [vars(claim) for claim in claims])
     kept.note(
         outcome="COMPLETED",
         model=output["model"],
@@ -207,14 +201,81 @@ def _deliver(kept: Any, question: str, domain: str, manifest: list[dict[str, Any
         finish_reason=output.get("finish_reason"),
         usage=output.get("usage"),
         worker_timings=output.get("timings"),
-        flags=flags,
     )
+    ask_judge = None
+    if configuration.hallucination_check_enabled and judge.wanted(limits := judge.thresholds()):
+        prompt = judge.Prompt.read()
+
+        def ask_judge(claims: Sequence[Claim], sources: Sequence[Mapping[str, Any]]) -> judge.Judged:
+            return judge.check(claims, sources, client, prompt, limits)
+
+    # From here on an interrupt leaves the answer unchecked, and kept.
+    interrupts.set("raise")
+    try:
+        others = samples.ask(client, job_input, policy, configuration)
+        if others:
+            kept.write("samples.json", others)
+        checked_at = time.monotonic()
+        result = checks.run(
+            clean(output["synthesis"]),
+            question,
+            manifest,
+            configuration,
+            embedding.load(configuration.embedding_model),
+            verifier=verifier,
+            ask_judge=ask_judge,
+            samples=[clean(other["synthesis"]) for other in others],
+        )
+        kept.note(timings={**kept.run["timings"], "checks_seconds": round(time.monotonic() - checked_at, 3)})
+    except KeyboardInterrupt:
+        interrupts.set("deaf")
+        print(
+            f"interrupted: the answer is kept, not checked. Check it: make check RUN={kept.finish()}", file=sys.stderr
+        )
+        return INTERRUPTED
+    interrupts.set("deaf")
+    seconds = {"seconds": time.monotonic() - started, "execution_seconds": kept.run["cost"]["execution_seconds"]}
+    return _deliver(kept, question, domain, manifest, output, result, form, seconds)
+
+
+def notes_on(output: Mapping[str, Any], result: checks.Result) -> list[str]:
+    """What stands above the text, whatever the checks say."""
+    import checks
+
+    notes = [EXTRACTIVE_NOTE] if output["model"].get("engine") == "extractive" else []
+    if output.get("finish_reason") == "length":
+        notes.append(CUT_NOTE)
+    return [*notes, *([checks.UNREVIEWED] if result.review.get("required") else [])]
+
+
+def _deliver(
+    kept: Any,
+    question: str,
+    domain: str,
+    manifest: list[dict[str, Any]],
+    output: dict[str, Any],
+    result: checks.Result,
+    form: str,
+    seconds: dict[str, Any],
+) -> int:
+    """Write the rest of the bundle, print the text with what was found."""
+    import bundle
+    import view
+
+    text = clean(output["synthesis"])
+    cited = sorted({source for claim in result.claims for source in claim.cited})
+    notes = notes_on(output, result)
+    page = bundle.markdown(question, domain, text, manifest, cited, notes)
+    kept.write("synthesis.md", f"{page}\n{view.markdown(result)}")
+    kept.write("claims.json", result.as_json())
+    kept.note(checks=result.summary(), flags=[asdict(flag) for flag in result.flags], review=result.review)
     folder = kept.finish()  # before printing: a reader that has left (head, less) must not hide the run
-    print(page)
-    print(f"Run: {folder}")
-    for flag in flags:
-        print(f"flagged: {flag['kind']} {flag['detail']}: {flag['claim'][:120]}", file=sys.stderr)
-    return FLAGGED if flags else OK
+    if form == "json":
+        print(to_json({"run": str(folder), "question": question, "text": text, **result.as_json()}), end="")
+    else:
+        print(view.page(question, domain, text, manifest, result, notes))
+        print(f"\n{view.table(result, **seconds)}\n\nRun: {folder}")
+    return result.code
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ Nothing is ever removed from the text: what cannot be resolved is reported.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from common.prompts import LIKE_A_CITATION
-from common.text import sentences
 
 # One bracket of source ids, separated by comma, semicolon, "and" or "&"; a hyphen or dash between two ids is a range.
 _ID = r"S[0-9]{1,6}"
@@ -22,11 +21,6 @@ _FOREIGN = re.compile(rf"\[(?={LIKE_A_CITATION})[^\[\]]*\]", re.I)
 # Marks that models use where they should cite: footnotes "[^1]", and "【3†source】".
 _MARK = re.compile(r"\[\^[\w-]{1,30}\]|【(?=[^【】\n]{0,40}\d)[^【】\n]{1,60}】")
 _ANY = re.compile(rf"{_BRACKET.pattern}|(?i:{_FOREIGN.pattern})|{_MARK.pattern}")
-_BRACKETS = rf"(?:{_BRACKET.pattern}\s*)+"
-_ONLY_BRACKETS = re.compile(rf"{_BRACKETS}\.?")
-_AFTER_STOP = re.compile(rf"(?<!\bet al)([.!?][\"'”’)]*)\s*({_BRACKETS})")
-_LETTER = re.compile(r"[^\W\d_]")
-_HEADING = re.compile(r"#.*|\*\*[^*]+\*\*:?")
 _LONGEST_RANGE = 200
 
 
@@ -71,52 +65,6 @@ def brackets(text: str) -> list[Bracket]:
     return [Bracket(*match.span(), match.group(), cited(match.group())) for match in _ANY.finditer(text)]
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One sentence of a synthesis: its text, the ids it cites that exist, and those that do not."""
-
-    text: str
-    cited: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    malformed: list[str] = field(default_factory=list)
-
-
-def claims(synthesis: str, known: Collection[str]) -> list[Claim]:
-    """Split a synthesis into sentences and resolve the citations of each against the `known` source ids.
-
-    Headings that cite nothing and lines without a letter carry no claim and are left out; what does not resolve is
-    reported wherever it stands. A citation that follows the full stop ("… failed. [S2] Later …"), or stands on a line
-    of its own, belongs to the sentence before it.
-    """
-    found = []
-    for sentence in _claim_sentences(synthesis):
-        ids = cited(sentence)
-        claim = Claim(sentence, [i for i in ids if i in known], [i for i in ids if i not in known], malformed(sentence))
-        if claim.unknown or claim.malformed or _LETTER.search(_BRACKET.sub("", sentence)):
-            found.append(claim)
-    return found
-
-
-def _claim_sentences(synthesis: str) -> Iterator[str]:
-    for line in _lines(synthesis):
-        if _HEADING.fullmatch(line) and not cited(line) and not malformed(line):
-            continue
-        line = re.sub(r"^(?:#+|[-*+•]|\d{1,2}[.)])\s+", "", line)
-        # A bracket that follows a full stop moves in front of it, so that it stays with its sentence.
-        line = _AFTER_STOP.sub(lambda match: f" {match.group(2).strip()}{match.group(1)} ", line)
-        yield from sentences(line)
-
-
-def _lines(synthesis: str) -> list[str]:
-    lines: list[str] = []
-    for line in map(str.strip, synthesis.split("\n")):
-        if lines and _ONLY_BRACKETS.fullmatch(line):
-            lines[-1] += f" {line}"
-        elif line:
-            lines.append(line)
-    return lines
-
-
 # What a source or a question can talk a model into, and what a Markdown viewer would obey: pictures and pages from
 # elsewhere, and a reference list that did not come from the records.
 # Nothing here may look twice at the same stretch: a hostile text would make it slow.
@@ -157,25 +105,3 @@ def markup_at(synthesis: str) -> list[Markup]:
         for name, pattern in _MARKUP
         for match in pattern.finditer(synthesis)
     ]
-
-
-def markup(synthesis: str) -> list[dict[str, str]]:
-    """One flag of kind `markup` for each thing in a synthesis that is not plain cited text."""
-    return [{"kind": "markup", "detail": found.name, "claim": found.text} for found in markup_at(synthesis)]
-
-
-def flags(found: list[Claim]) -> list[dict[str, str]]:
-    """What a reader must know before trusting the text: one entry per problem, with the sentence it stands in.
-
-    kinds: `unknown_source` (an id that was never retrieved: fabricated), `malformed_citation`, `uncited` (a sentence
-    without any citation).
-    """
-    report: list[dict[str, str]] = []
-    for claim in found:
-        for source_id in claim.unknown:
-            report.append({"kind": "unknown_source", "detail": source_id, "claim": claim.text})
-        for bracket in claim.malformed:
-            report.append({"kind": "malformed_citation", "detail": bracket, "claim": claim.text})
-        if not claim.cited and not claim.unknown and not claim.malformed:
-            report.append({"kind": "uncited", "detail": "no citation", "claim": claim.text})
-    return report

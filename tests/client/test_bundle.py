@@ -23,9 +23,10 @@ from tests.client.support import (
 
 import bundle
 import chunks
-from common import citations
+import citation_check
 from common.problems import FLAGGED, OK, Problem
 from records import label, reference, short_label
+from split import split
 
 ASK = {"Q": NAPS, "DOMAIN": "sleep"}
 SYNTHESIS = """**Summary**
@@ -50,7 +51,7 @@ def test_the_folder_holds_five_files_and_run_json_every_fact(client: Client, run
     note = load(run / "run.json")
     assert set(note) == {
         "format", "question", "domain", "created", "job", "config", "corpus", "states", "timings", "cost", "outcome",
-        "model", "prompts", "finish_reason", "usage", "worker_timings", "flags",
+        "model", "prompts", "finish_reason", "usage", "worker_timings", "checks", "flags", "review",
     }  # fmt: skip
     assert (note["format"], note["question"], note["domain"], note["outcome"]) == (1, NAPS, "sleep", "COMPLETED")
     assert note["config"] == CONFIGURATION
@@ -95,24 +96,24 @@ def test_the_manifest_holds_what_was_retrieved_best_first(run: Path) -> None:
 
 
 def test_flags_can_be_computed_again_from_the_folder_alone(run: Path) -> None:
-    note, known = load(run / "run.json"), {entry["id"] for entry in load(run / "sources.json")}
-    claims = [citations.Claim(**claim) for claim in load(run / "claims.json")]
-    assert citations.flags(claims) == note["flags"]
-    assert {flag["kind"] for flag in note["flags"]} == {"unknown_source", "uncited", "malformed_citation"}
-    # …and the claims themselves from the text.
-    page = (run / "synthesis.md").read_text()
-    body = page.split("\n\n", 1)[1].split("\n\n## References")[0]
-    assert citations.claims(body, known) == claims
+    note, ledger = load(run / "run.json"), load(run / "claims.json")
+    text, manifest = load(run / "output.json")["synthesis"], load(run / "sources.json")
+    claims = split(text, [entry["id"] for entry in manifest])
+    assert [vars(flag) for flag in citation_check.check(text, claims, manifest)] == note["flags"] == ledger["flags"]
+    kinds = {flag["kind"] for flag in note["flags"]}
+    assert kinds == {"unknown_source", "uncited", "malformed_citation", "unused_source"}
+    assert [claim.text for claim in claims] == [claim["text"] for claim in ledger["claims"]]
 
 
 def test_references_are_rendered_from_the_metadata_of_what_is_cited(run: Path) -> None:
     manifest = load(run / "sources.json")
     page = (run / "synthesis.md").read_text()
     head, references = page.split("\n\n## References (from the records)\n\n")
-    assert head.startswith(f"> {NAPS}\n\n**Summary**\n\nNaps improve alertness [S1].")
-    listed, tail = references.split("\n\n")
+    assert head.startswith(f"> {NAPS}\n\n*Not reviewed by a person.")
+    assert "\n\n**Summary**\n\nNaps improve alertness [S1]." in head
+    listed, tail, *_ = references.split("\n\n")
     assert listed.splitlines() == [f"- [{entry['id']}] {reference(entry['metadata'])}" for entry in manifest[:2]]
-    assert tail == "3 sources retrieved from sleep, 1 of them not cited.\n"
+    assert tail == "3 sources retrieved from sleep, 1 of them not cited."
 
 
 def test_a_text_that_cites_nothing_has_no_reference_list() -> None:

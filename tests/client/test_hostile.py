@@ -82,7 +82,7 @@ def test_a_title_cannot_forge_a_reference(evil: Client, scripted: Scripted) -> N
     page = (evil.only_run() / "synthesis.md").read_text()
     references = page.split("## References (from the records)\n\n")[1].split("\n\n")[0].splitlines()
     assert [line[:6] for line in references] == ["- [S1]", "- [S2]", "- [S3]", "- [S4]"]
-    assert page.count("\n## ") == 1
+    assert page.count("\n## ") == 2  # the references, the checks
 
 
 def test_a_model_that_repeats_the_document_is_shown_clean(evil: Client, scripted: Scripted) -> None:

@@ -57,9 +57,15 @@ def test_a_clean_answer_is_printed_with_its_references_and_ends_with_0(
     assert outcome.code == OK, outcome.err
     folder = client.only_run()
     page = (folder / "synthesis.md").read_text()
-    assert outcome.out == f"{page}\nRun: {folder.relative_to(client.root)}\n"
+    text, listed = page.split("## References")[0].splitlines(), page.split("## References")[1].split("\n## Checks")[0]
+    # On the screen each line of the text has room for a margin.
+    assert [line.strip() for line in text if line] == [
+        line.strip() for line in outcome.out.split("## References")[0].splitlines() if line
+    ]
+    assert outcome.out.split("## References")[1].startswith(listed.rstrip())
+    assert outcome.out.endswith(f"\n\nRun: {folder.relative_to(client.root)}\n")
+    assert "\nflagged     0\n" in outcome.out
     assert "Short naps improve alertness [S1]." in page
-    assert "flagged" not in outcome.err
     assert len(worker.taken) == 1
 
 
@@ -137,13 +143,13 @@ def test_a_question_that_nothing_is_near_to_stops_before_any_request(
     [
         ("Naps help [S1, S3].", []),
         ("Naps help. [S1] Coffee helps more [S3].", []),
-        ("Naps help [S9].", [("unknown_source", "S9")]),
-        ("Naps help [S1-S5].", [("unknown_source", "S4"), ("unknown_source", "S5")]),
-        ("Naps help [S1]. They cost nothing.", [("uncited", "no citation")]),
-        ("Naps help [SOURCE 1].", [("malformed_citation", "[SOURCE 1]")]),
+        ("Naps help [S9].", [("unknown_source", "S9 was never retrieved")]),
+        ("Naps help [S1-S5].", [("unknown_source", f"S{number} was never retrieved") for number in (4, 5)]),
+        ("Naps help [S1]. They cost nothing.", [("uncited", "a fact without a citation")]),
+        ("Naps help [SOURCE 1].", [("malformed_citation", "[SOURCE 1] is not in the form [S1]")]),
         ("", [("empty", "the synthesis is empty")]),
         (" \n\x1b[31m\u200b", [("empty", "the synthesis is empty")]),
-        ("Naps help [S1] ![x](https://evil.example/?q=1).", [("markup", "image")]),
+        ("Naps help [S1] ![x](https://evil.example/?q=1).", [("markup", "image: ![x](")]),
     ],
 )
 def test_citations_that_do_not_hold_are_flagged(
@@ -153,10 +159,10 @@ def test_citations_that_do_not_hold_are_flagged(
     outcome = client.run("synth", **ASK)
     assert outcome.code == (FLAGGED if flags else OK), outcome.err
     note = client.note()
-    assert [(flag["kind"], flag["detail"]) for flag in note["flags"]] == flags
-    assert outcome.err.count("flagged: ") == len(flags)
+    found = [(flag["kind"], flag["detail"]) for flag in note["flags"] if flag["kind"] != "unused_source"]
+    assert found == flags
     for kind, detail in flags:
-        assert f"flagged: {kind} {detail}" in outcome.err
+        assert f" {kind}: {detail}\n" in outcome.out
     assert note["outcome"] == "COMPLETED"
     assert (client.only_run() / "synthesis.md").exists()
 
@@ -379,7 +385,7 @@ def test_a_job_that_fails_there_fails_here(
     ("variables", "says"),
     [
         ({"RUNPOD_API_KEY": "rpa_wrong"}, "HTTP 401 (unauthorized): the key was refused; check RUNPOD_API_KEY in .env"),
-        ({"RUNPOD_ENDPOINT_ID": "other"}, "HTTP 404: there is no endpoint other; check RUNPOD_ENDPOINT_ID in .env"),
+        ({"RUNPOD_ENDPOINT_ID": "other"}, "there is no endpoint other; check RUNPOD_ENDPOINT_ID in .env"),
     ],
 )
 def test_a_wrong_key_and_a_wrong_endpoint_are_told_apart(
