@@ -29,6 +29,14 @@ ifdef ABLATED
 override ABLATED := $(value ABLATED)
 export ABLATED
 endif
+ifdef RUN
+override RUN := $(value RUN)
+export RUN
+endif
+ifdef DATA
+override DATA := $(value DATA)
+export DATA
+endif
 ifdef REPO
 override REPO := $(value REPO)
 export REPO
@@ -40,6 +48,7 @@ $(call need,synth,Q,make synth Q="Does ego depletion replicate?" DOMAIN=psycholo
 $(call need,synth,DOMAIN,make synth Q="Does ego depletion replicate?" DOMAIN=psychology)
 $(call need,retrieve,Q,make retrieve Q="Does ego depletion replicate?" DOMAIN=psychology)
 $(call need,retrieve,DOMAIN,make retrieve Q="Does ego depletion replicate?" DOMAIN=psychology)
+$(call need,check,RUN,make check RUN=runs/20261101T120000Z-my-question-0123abcd)
 $(call need,ingest,DOMAIN,make ingest DOMAIN=my-field FROM=records.jsonl)
 $(call need,ingest,FROM,make ingest DOMAIN=my-field FROM=records.jsonl)
 $(call need,ablate,MODEL,make ablate MODEL=Qwen/Qwen3-14B)
@@ -54,7 +63,7 @@ ran = code=0; $(1) || code=$$?; \
 # $(call do,COMMAND): the same, with the variables of .env.
 do = $(call ran,scripts/with-env $(1))
 
-.PHONY: help ablate preflight verify push plan deploy status rollback destroy synth retrieve ingest up down doctor \
+.PHONY: help ablate preflight verify push plan deploy status rollback destroy synth retrieve check check-eval ingest up down doctor \
   estimate costs pods reap build test lint lock lock-check bench
 
 ##@ 1 Ablate
@@ -80,10 +89,14 @@ destroy: ## Delete the endpoint: NAME=open-synthesis [ON=local]
 	@$(call do,scripts/ops python -m endpoint destroy)
 
 ##@ 3 Synthesise
-synth: ## Answer a question, cited: Q="…" DOMAIN=psychology
+synth: ## Answer a question, cited and checked: Q="…" DOMAIN=psychology [AS=json] [VERIFIER=] [JUDGE=1]
 	@$(call do,scripts/synth)
 retrieve: ## Show the sources of a question, send nothing: Q="…" DOMAIN=psychology
 	@$(call do,scripts/run client -- python -m retrieve)
+check: ## Check an old run again, from its folder alone: RUN=runs/… [VERIFIER=] [AS=json]
+	@$(call do,scripts/run client -- python -m check)
+check-eval: ## Measure what the checks notice, on labelled pairs; writes docs/checks-power.md: [DATA=pairs.jsonl] [VERIFIER=]
+	@$(call do,scripts/run client -- python -m check_eval)
 ingest: ## Load records into a domain: DOMAIN=my-field FROM=records.jsonl
 	@$(call do,scripts/run client -- python -m ingest)
 
