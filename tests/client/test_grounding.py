@@ -237,6 +237,21 @@ def test_equal_input_gives_equal_output(texts: list[tuple[str, set[str]]], sourc
             assert 0 <= found["score"] <= 1.0001
 
 
+def test_a_hostile_claim_takes_no_time() -> None:
+    texts = [
+        '"' * 50_000,
+        "“" * 50_000,
+        "[" * 50_000,
+        " " * 50_000 + "-",
+        "'a" * 30_000,
+        "“a b c " * 10_000,
+        "- " * 50_000,
+    ]
+    manifest = [source(number, text) for number, text in enumerate(texts, 1)]
+    for text in texts:
+        grounding.check([claim(f"“Naps {text}", "S1")], manifest, Hashed(), THRESHOLDS)
+
+
 def test_nothing_to_check_needs_no_model() -> None:
     assert grounding.check([], MANIFEST, None, THRESHOLDS) == []  # type: ignore[arg-type]
 
