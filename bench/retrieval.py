@@ -105,11 +105,12 @@ def main(path: Path, chunks: int) -> None:
                 manifest, facts = retrieve.retrieve(claim, "bench", configuration)
                 milliseconds.append((time.perf_counter() - start) * 1000)
                 held = [*manifest, *facts["left_out"]]
+                ids = list(dict.fromkeys(entry["document_id"] for entry in manifest))
                 if not kind:
                     rows.setdefault("dense", []).append(place(held, document, lambda ranks: ranks["dense"][0]))
                     rows.setdefault("bm25", []).append(place(held, document, lambda ranks: ranks["bm25"][0]))
                 rows.setdefault(f"fused{kind}", []).append(place(held, document, lambda ranks: ranks["fused"]))
-                rows.setdefault(f"chosen{kind}", []).append(place(manifest, document, lambda ranks: ranks["mmr"]))
+                rows.setdefault(f"chosen{kind}", []).append(1 + ids.index(document) if document in ids else sys.maxsize)
             manifest, facts = retrieve.retrieve(claim, "bench", shipped)
             below = {entry["chunk_id"] for entry in facts["left_out"] if entry["reason"] == "below_floor"}
             held = [entry for entry in [*manifest, *facts["left_out"]] if entry["document_id"] == document]

@@ -33,8 +33,8 @@ from records import label, short_label
 
 DEPTH = 50  # how far down each ranking is read
 RERANKED = 100  # what a cross-encoder reads at most
-# What stands around each source in the prompt: its tags, its id, line ends.
-TOKENS_AROUND = 24
+# What stands around each source in the prompt: two tags with the run's code, its id, line ends.
+TOKENS_AROUND = 48
 SHOWN = 5  # of what was left out, for each reason
 
 

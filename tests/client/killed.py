@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from tests.client.support import Hashed
 
 import ingest
@@ -28,8 +29,9 @@ RECORDS = [
     )
     for number in range(12)
 ]
-# write records, withdraw the state, embed four batches, set the state: each with a begin and an end
-STEPS = 14
+# write records, withdraw the state, embed four batches, save three arrays of words, set the state: each with a begin and
+# an end
+STEPS = 20
 
 
 def main(last: int, milliseconds: float) -> None:
@@ -43,16 +45,16 @@ def main(last: int, milliseconds: float) -> None:
             threading.Timer(milliseconds / 1000, die).start() if milliseconds else die()
 
     def stepping(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             step()
-            result = function(*arguments)
+            result = function(*arguments, **options)
             step()
             return result
 
         return call
 
     embedder = Hashed()
-    for owner, name in ((store, "write_atomic"), (embedder, "encode")):
+    for owner, name in ((store, "write_atomic"), (embedder, "encode"), (np, "save")):
         setattr(owner, name, stepping(getattr(owner, name)))
     store.BATCH = 3
     ingest.load(store.Domain("d"), RECORDS, embedder)

@@ -173,11 +173,15 @@ def test_the_steps_of_an_ingest_are_known() -> None:
 
 
 # 1: before the records, 2: between records and index, 4: state withdrawn, 6: before the first rows, 7: after them,
-# 10: before the third, 13: all rows, no state, 14: all done. With milliseconds: in the middle of writing rows.
+# 10: before the third, 13: all rows, no words, 14 and 17: some of the words, 19: all, no state, 20: all done. With
+# milliseconds: in the middle of writing rows.
 @pytest.mark.parametrize(
     ("known", "point"),
     [
-        *((False, point) for point in ("1", "2", "4", "6", "7", "10", "13", "14", "6 1", "8 3", "10 7", "6 25")),
+        *(
+            (False, point)
+            for point in ("1", "2", "4", "6", "7", "10", "13", "14", "17", "19", "20", "6 1", "8 3", "10 7", "6 25")
+        ),
         *((True, point) for point in ("2", "7", "13", "6 1")),
     ],
 )
@@ -193,6 +197,8 @@ def test_an_ingest_that_was_killed_ends_as_if_it_had_not_been(
     ingest.load(domain, RECORDS, embedder)
     assert domain.is_current(embedder.name, domain.corpus_hash())
     assert index_of(domain) == fresh(RECORDS, embedder, monkeypatch, tmp_path / "fresh")
+    words = {path.name: path.read_bytes() for path in domain.lexical_folder.iterdir()}
+    assert words == {path.name: path.read_bytes() for path in (tmp_path / "fresh" / "fresh" / "lexical").iterdir()}
     for record in RECORDS:
         [found, *_] = domain.query(embedder.encode([chunks.chunk(record, embedder)[0].embedded])[0], 1)
         assert (found.metadata["id"], found.similarity) == (record.id, 1)
