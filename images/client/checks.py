@@ -181,7 +181,8 @@ def _hallucination(
         result.flags += entailment.check(claims, manifest, verifier, limits).flags
         result.levels[2]["model"] = verifier.name
         result.contradictions = entailment.contradictions(claims)
-        result.metrics |= alce.measure(facts, entailment.entails(manifest, verifier, limits)).named()
+        # As in its paper: every sentence counts.
+        result.metrics |= alce.measure(claims, entailment.entails(manifest, verifier, limits)).named()
         stances = {**stances, **entailment.stances(claims)}
     result.metrics |= alce.measure(facts, alce.grounds).named("lexical_")
     if ask_judge:

@@ -47,6 +47,7 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
 }
 
 _SWITCHES = (
+    "datamark",
     "lexical",
     "citation_check_enabled",
     "hallucination_check_enabled",
@@ -64,6 +65,7 @@ class Settings:
     repetition_penalty: float
     max_new_tokens: int
     seed: int | None
+    datamark: bool
     n_results: int
     min_similarity: float
     embedding_model: str
@@ -91,7 +93,8 @@ class Settings:
     def sampling(self) -> dict[str, Any]:
         """What goes to the worker with each job."""
         keys = ("temperature", "top_p", "repetition_penalty", "max_new_tokens", "seed")
-        return {key: value for key, value in asdict(self).items() if key in keys}
+        marked = {"datamark": True} if self.datamark else {}
+        return {**{key: value for key, value in asdict(self).items() if key in keys}, **marked}
 
 
 @dataclass(frozen=True)

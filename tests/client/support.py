@@ -44,6 +44,7 @@ CONFIGURATION = {
     "repetition_penalty": 1.1,
     "max_new_tokens": 512,
     "seed": 7,
+    "datamark": False,
     "n_results": 4,
     "min_similarity": 0.2,
     "embedding_model": "all-MiniLM-L6-v2",
