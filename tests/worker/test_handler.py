@@ -32,7 +32,7 @@ from common.wire import Job
 from engines import Answer, Engine, JobError, Start
 from extractive import ExtractiveEngine
 from handler import Handler
-from local_runpod.__main__ import worker_environment
+from local_runpod.fleet import worker_environment
 
 MODEL = {"id": "stub", "revision": "r1", "engine": "extractive", "quantization": "none"}
 ANSWER = Answer(

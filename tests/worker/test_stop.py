@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from local_runpod.__main__ import worker_environment
+from local_runpod.fleet import worker_environment
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Cloud
