@@ -595,9 +595,10 @@ def test_killed_before_and_after_each_call_there_is_one_endpoint_in_the_end(tmp_
                 endpoint = deployment.only()
                 assert endpoint["image"] == IMAGES[0], (at, when)
                 assert killed or killer.calls, (at, when)
-                runpod.forget_calls()
-                assert "no change" in deployment.run("deploy")
-                assert runpod.mutating() == [], (at, when)
+                if at % 4 == 0:
+                    runpod.forget_calls()
+                    assert "no change" in deployment.run("deploy")
+                    assert runpod.mutating() == [], (at, when)
         finally:
             killer.end()
 
@@ -610,25 +611,27 @@ def test_killed_while_it_changes_something_it_goes_on_to_the_same_end(tmp_path: 
         try:
             deployment = Deployment(config_folder(tmp_path), runpod, killer.url)
             again: dict[str, Any] = {"NAME": "open-synthesis"} if verb == "destroy" else {}
-            for at in range(1, 9):
-                for when in ("before", "after"):
-                    killer.at = 0
-                    for deployment.image in IMAGES if verb == "rollback" else IMAGES[:1]:
-                        deployment.run("deploy")
-                    deployment.image = IMAGES[2]
-                    killer.calls, killer.at, killer.when = 0, at, when
-                    killer.process = deployment.start(verb, **again)
-                    killer.process.communicate(timeout=60)
-                    killed = killer.process.returncode == -signal.SIGKILL
-                    killer.at = 0
-                    if killed:
-                        deployment.run(verb, **again)
-                    if verb == "destroy":
-                        assert deployment.endpoints() == [], (at, when)
-                    else:
-                        assert deployment.only()["image"] == (IMAGES[2] if verb == "deploy" else IMAGES[1]), (at, when)
-                        killer.process = None
-                        deployment.run("destroy", NAME="open-synthesis")
+            if verb == "rollback":
+                for deployment.image in IMAGES[:2]:
+                    deployment.run("deploy")
+            points = [(at, when) for at in range(1, 9) for when in ("before", "after")]
+            for number, (at, when) in enumerate(points):
+                killer.at = 0
+                deployment.image = IMAGES[2] if verb == "rollback" else IMAGES[number % 2]
+                if verb != "deploy" or number == 0:
+                    deployment.run("deploy")
+                if verb == "deploy":
+                    deployment.image = IMAGES[(number + 1) % 2]
+                killer.calls, killer.at, killer.when = 0, at, when
+                killer.process = deployment.start(verb, **again)
+                killer.process.communicate(timeout=60)
+                killed = killer.process.returncode == -signal.SIGKILL
+                killer.at = 0
+                if killed:
+                    deployment.run(verb, **again)
+                found = [endpoint["image"] for endpoint in deployment.endpoints()]
+                expected = {"deploy": [deployment.image], "rollback": [IMAGES[1]], "destroy": []}[verb]
+                assert found == expected, (at, when)
         finally:
             killer.end()
 
