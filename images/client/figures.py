@@ -32,6 +32,7 @@ class Number:
     value: float
     step: float
     kind: Kind = "quantity"
+    worth: float = 1  # of the unit that it is printed with, in the base unit that value and step are in
     unit: str = ""  # "" is none that is known; "%", "fold", "p", or a base unit of _UNITS
     bound: Bound = ""
     word: bool = False
@@ -134,6 +135,8 @@ _UNIT = re.compile(
     r"\s*-?\s*(%|per\s?cent(?:age)?(?:[\s-]+points?)?\b|pp\b|°\s?[cf]?\b|°|mm\s?hg\b|[µμ]?[^\W\d_]+)", re.I
 )
 _TIMES = re.compile(r"\s*(?:-\s*fold|fold|times|[x×])(?![^\W_])(?!\s*\d)", re.I)
+# What follows a fraction that is a share: "a third of".
+_OF = re.compile(r"\s+(?:of|as|the|less|more|lower|higher|fewer)\b|\W*$")
 _TOLERANCE = {"about": 0.05, "above": 0.2, "below": 0.2}
 # "about half", "a third of": such words are loose.
 _LOOSE = 0.05
@@ -193,11 +196,20 @@ def _same_value(claim: Number, source: Number) -> bool:
     if claim.unit == "p" and source.unit in ("p", ""):
         return _same_p(claim, source)
     if claim.unit != source.unit:
+        if not claim.unit and source.worth != 1:  # "aged 18" for "18 years"
+            b, finer = b / source.worth, finer / source.worth
+        elif not source.unit and claim.unit == "month":  # an age is often without its unit; a dose never
+            a, step = a / claim.worth, step / claim.worth
         if claim.unit == "%" and not source.unit and 0 <= b <= 1 and (source.step < 1 or source.word):
             b, finer = b * 100, finer * 100  # "kappa of .40" is 40%
         elif source.unit == "%" and not claim.unit and step and step < 1:
             a, step = a * 100, step * 100
-        elif "p" in (claim.unit, source.unit) or (claim.unit and source.unit) or "%" in (claim.unit, source.unit):
+        elif (
+            "p" in (claim.unit, source.unit)
+            or (claim.unit and source.unit)
+            or "%" in (claim.unit, source.unit)
+            or claim.unit not in ("", "month", "fold")
+        ):
             return False
     if abs(a - b) <= _EPSILON * max(1, abs(a), abs(b)):
         return True
@@ -263,7 +275,7 @@ def _plain(text: str) -> str:
 
 def _from_digits(text: str, match: re.Match[str]) -> Number | None:
     start, end = match.span()
-    before = text[max(0, start - _NEAR) : start]
+    before = _before(text, start)
     if re.search(r"[^\W\d_]-?$|\d[.,]?$|_$", before) and not re.search(r"[\d\s(]x$", before):
         # IL-6, p53, the later parts of version 1.2.3.
         digits = re.sub(r"\D.*", "", match["digits"])
@@ -315,6 +327,7 @@ def _from_digits(text: str, match: re.Match[str]) -> Number | None:
         (start, end + length),
         value * worth,
         step * worth,
+        worth=worth,
         unit=unit,
         bound=bound,
         label=label,
@@ -365,7 +378,7 @@ def _singular(word: str) -> str:
 
 
 def _noun(rest: str) -> str:
-    match = re.match(r"[\s-]([^\W\d_]{3,})", rest)
+    match = re.match(r"[\s-]([^\W\d_]{2,})", rest)
     word = match.group(1).lower() if match else ""
     return "" if word in STOP_WORDS else word
 
@@ -391,76 +404,98 @@ def _unit(rest: str) -> tuple[str, float, int]:
 
 
 def _from_words(text: str, taken: set[int]) -> list[Number]:
-    words = list(_WORD.finditer(text))
+    words = _Words(text)
     found: list[Number] = []
     position = 0
-    while position < len(words):
-        match = words[position]
-        position += 1
-        word = match.group().lower()
-        start, end = match.span()
-        following = words[position].group().lower() if position < len(words) else ""
-        gap = text[end : words[position].start()] if position < len(words) else ""
-        near = bool(re.fullmatch(r"\s?|-", gap))
-        if word in _WORDS or (word in ("a", "an") and near and following in {*_FRACTIONS, *_SCALES} - {"second"}):
-            value: float = _WORDS.get(word, 1)
-            if (
-                near
-                and following in _FRACTIONS
-                and (word not in ("a", "an") or following in ("third", "quarter", "fifth", "tenth", "half"))
-            ):
-                # "a third attempt" is an ordinal; "a third of", "two thirds" are not.
-                end = words[position].end()
-                if (
-                    following.endswith("s")
-                    or re.match(r"\s+(?:of|as|the|less|more|lower|higher|fewer)\b|\W*$", text[end : end + _NEAR])
-                    or following == "half"
-                ):
-                    share = value * _FRACTIONS[following]
-                    found.append(_fraction(text, start, end, share))
-                    position += 1
-                continue
-            if word in ("a", "an") and following not in _SCALES:
-                continue
-            if word in _TENS and near and following in _SMALL[1:10]:
-                value += _WORDS[following]
-                end = words[position].end()
-                position += 1
-                following = words[position].group().lower() if position < len(words) else ""
-                near = bool(re.fullmatch(r"\s?|-", text[end : words[position].start()])) if following else False
-            while near and following in _SCALES:
-                value *= _SCALES[following]
-                end = words[position].end()
-                position += 1
-                following = words[position].group().lower() if position < len(words) else ""
-                near = bool(re.fullmatch(r"\s?|-", text[end : words[position].start()])) if following else False
-            unit, worth, length = _unit(text[end : end + _NEAR])
-            found.append(
-                Number(
-                    text[start : end + length].strip(),
-                    (start, end + length),
-                    value * worth,
-                    0,
-                    unit=unit,
-                    bound=_bound(text[max(0, start - _NEAR) : start]),
-                    word=True,
-                    label="" if unit else _label(text[max(0, start - _NEAR) : start]),
-                    noun="" if unit else _noun(text[end : end + _NEAR]),
-                )
-            )
-        elif word.endswith("fold") and word.removesuffix("fold") in _WORDS:
-            found.append(_fold(text, start, end, _WORDS[word.removesuffix("fold")]))
-        elif word in _FOLDS:
-            found.append(_fold(text, start, end, _FOLDS[word]))
-        elif word in ("half", "halved", "halves", "halving"):
-            found.append(_fraction(text, start, end, 0.5))
-        elif word == "dozen":
-            found.append(
-                Number(match.group(), (start, end), 12, 0, bound=_bound(text[max(0, start - _NEAR) : start]), word=True)
-            )
-        elif word in _ORDINALS:
-            found.append(Number(match.group(), (start, end), _ORDINALS[word], 0, "ordinal", word=True))
-    return [number for number in found if number.span[0] not in taken]
+    while position < len(words.spans):
+        number, position = _from_word(words, position)
+        if number and number.span[0] not in taken:
+            found.append(number)
+    return found
+
+
+class _Words:
+    """The words of a text, and which of them stand next to each other."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.spans = [match.span() for match in _WORD.finditer(text)]
+        self.words = [text[start:end].lower() for start, end in self.spans]
+
+    def at(self, position: int) -> str:
+        return self.words[position] if position < len(self.words) else ""
+
+    def after(self, position: int) -> str:
+        """The word that follows with a space or a hyphen between, else nothing."""
+        if position + 1 >= len(self.words):
+            return ""
+        gap = self.text[self.spans[position][1] : self.spans[position + 1][0]]
+        return self.words[position + 1] if gap in (" ", "-", "\n") else ""
+
+
+def _from_word(words: _Words, position: int) -> tuple[Number | None, int]:
+    """The number that begins with a word, if one does, and the position of the word behind it."""
+    word, following = words.at(position), words.after(position)
+    start, end = words.spans[position]
+    text, fold = words.text, word.removesuffix("fold")
+    if word in _WORDS or word in ("a", "an"):
+        if following in _FRACTIONS and (word not in ("a", "an") or not following.endswith("s")):
+            end = words.spans[position + 1][1]
+            # "a third attempt" is an ordinal; "a third of", "two thirds" are not.
+            share = following == "half" or following.endswith("s") or _OF.match(text[end : end + _NEAR])
+            value = _WORDS.get(word, 1) * _FRACTIONS[following]
+            return (_fraction(text, start, end, value) if share else None), position + 2
+        if word in _WORDS or following in _SCALES:
+            return _cardinal(words, position)
+    elif word.endswith("fold") and fold in _WORDS:
+        return _fold(text, start, end, _WORDS[fold]), position + 1
+    elif word in _FOLDS:
+        return _fold(text, start, end, _FOLDS[word]), position + 1
+    elif word in ("half", "halved", "halves", "halving"):
+        return _fraction(text, start, end, 0.5), position + 1
+    elif word == "dozen":
+        return Number(text[start:end], (start, end), 12, 0, bound=_bound(_before(text, start)), word=True), position + 1
+    elif word in _ORDINALS:
+        return Number(text[start:end], (start, end), _ORDINALS[word], 0, "ordinal", word=True), position + 1
+    return None, position + 1
+
+
+def _cardinal(words: _Words, position: int) -> tuple[Number, int]:
+    """ "twenty-three", "two hundred and fifty", "a thousand"."""
+    start, last = words.spans[position][0], position
+    whole, part = 0.0, float(_WORDS.get(words.at(position), 1))
+    while following := words.after(last):
+        skip = following == "and" and words.at(last) in _SCALES and words.after(last + 1) in _WORDS
+        word, at = (words.at(last + 2), last + 2) if skip else (following, last + 1)
+        if word == "hundred" and part < 100:
+            part *= 100
+        elif word in _SCALES and word != "hundred" and part:
+            whole, part = whole + part * _SCALES[word], 0.0
+        elif word in _WORDS and (words.at(last) in _SCALES or (words.at(last) in _TENS and 0 < _WORDS[word] < 10)):
+            part += _WORDS[word]
+        else:
+            break
+        last = at
+    end = words.spans[last][1]
+    unit, worth, length = _unit(words.text[end : end + _NEAR])
+    before, rest = _before(words.text, start), words.text[end : end + _NEAR]
+    number = Number(
+        words.text[start : end + length].strip(),
+        (start, end + length),
+        (whole + part) * worth,
+        0,
+        worth=worth,
+        unit=unit,
+        bound=_bound(before),
+        word=True,
+        label="" if unit else _label(before),
+        noun="" if unit else _noun(rest),
+    )
+    return number, last + 1
+
+
+def _before(text: str, start: int) -> str:
+    return text[max(0, start - _NEAR) : start]
 
 
 def _fraction(text: str, start: int, end: int, share: float) -> Number:
@@ -470,7 +505,7 @@ def _fraction(text: str, start: int, end: int, share: float) -> Number:
         100 * share,
         0,
         unit="%",
-        bound=_bound(text[max(0, start - _NEAR) : start]),
+        bound=_bound(_before(text, start)),
         word=True,
         same_as=((share, ""),),
     )
@@ -483,11 +518,8 @@ def _fold(text: str, start: int, end: int, value: float) -> Number:
 def _shared_units(text: str, numbers: list[Number]) -> list[Number]:
     """Numbers of a list or range get the unit of its last: "10, 20 and 30%"; "2010–15" becomes 2010 and 2015."""
     shared = list(numbers)
-    worth = 1.0
     for i in range(len(shared) - 1, 0, -1):
         left, right = shared[i - 1], shared[i]
-        if right is numbers[i]:
-            worth = _worth(right)
         gap = text[left.span[1] : right.span[0]]
         if left.span[1] > right.span[0] or len(gap) > 8 or not _LIST.fullmatch(gap):
             continue
@@ -503,7 +535,9 @@ def _shared_units(text: str, numbers: list[Number]) -> list[Number]:
         elif left.kind == right.kind == "quantity" and not left.unit and not right.unit and left.noun == "":
             shared[i - 1] = replace(left, noun=right.noun)
         elif left.kind == right.kind == "quantity" and not left.unit and right.unit and right.unit not in ("p", "fold"):
-            shared[i - 1] = replace(left, value=left.value * worth, step=left.step * worth, unit=right.unit)
+            shared[i - 1] = replace(
+                left, value=left.value * right.worth, step=left.step * right.worth, worth=right.worth, unit=right.unit
+            )
     for i in range(1, len(shared)):  # grade 2 or 3
         left, right = shared[i - 1], shared[i]
         gap = text[left.span[1] : right.span[0]]
@@ -517,13 +551,6 @@ def _shared_units(text: str, numbers: list[Number]) -> list[Number]:
         ):
             shared[i] = replace(right, label=left.label)
     return shared
-
-
-def _worth(number: Number) -> float:
-    """What one of the unit that a number is printed with is worth in its base unit."""
-    match = re.search(r"[^\W\d_]+$", number.printed)
-    base, worth = _UNITS.get(match.group().lower() if match else "%", ("%", 1.0))
-    return worth if base == number.unit else 1.0
 
 
 def _ratios(text: str, numbers: list[Number]) -> list[Number]:

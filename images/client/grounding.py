@@ -269,9 +269,16 @@ class _Grounding:
         self.rival = best if best and best.coverage >= floor else None
 
     def _numbers(self) -> list[figures.Number]:
-        """The claim's numbers. "Two studies [S1][S2]" counts its own citations, which no source does."""
-        count = len(self.claim.cited)
-        return [n for n in figures.parse(self.claim.bare) if not (n.word and not n.unit and n.value == count > 1)]
+        """The claim's numbers that a source must have. Not: how many sources it cites ("two studies [S1][S2]"), and the
+        year of a study that it names ("Bem's 2011 experiments"), which the citation check compares."""
+        count, named = len(self.claim.cited), frozenset(stems(self.claim.bare))
+        years = {source.metadata.get("year") for source in self.sources.values() if source.authors & named}
+        return [
+            number
+            for number in figures.parse(self.claim.bare)
+            if not (number.word and not number.unit and number.value == count > 1)
+            and not (number.kind == "year" and number.value in years)
+        ]
 
     def _level(self, score: float) -> str:
         if score < self.thresholds["off_source"]:

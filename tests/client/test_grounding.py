@@ -64,9 +64,11 @@ def check(
         ("Hagger et al. (2016) could not replicate ego depletion.", ["S2"], "grounded"),
         ("Naps help and ego depletion does not replicate.", ["S1", "S2"], "grounded"),
         ("Two trials found that naps improve alertness.", ["S1", "S3"], "grounded"),  # it counts its own citations
+        ("Short naps improve alertness, unlike Hagger's 2016 depletion.", ["S1"], "grounded"),  # whose year is known
         ("80% of nurses were content after short naps.", ["S1"], "grounded"),  # in another chunk of the same document
         ("The violin was invented in Italy.", ["S1"], "off_source"),
         ("Ego depletion failed to replicate in 24 laboratories.", ["S2"], "number_mismatch"),
+        ("Short naps improved alertness in 2016.", ["S1"], "number_mismatch"),
         ("Short naps improve alertness “in all shift workers”.", ["S1"], "quote_mismatch"),
         ("Workers at night profit from sleep in the afternoon according to their employers.", ["S1"], "weak"),
     ],
