@@ -576,7 +576,7 @@ class Tree:
         self.bin = folder / "bin"
         self.bin.mkdir(parents=True)
         (self.folder / "scripts").mkdir(parents=True)
-        for path in ("scripts/doctor", "scripts/doctor.py", "scripts/lib.sh", "scripts/runpod_api.py", "scripts/hub.py",
+        for path in ("scripts/doctor", "scripts/doctor.py", "scripts/lib.sh", "scripts/runpod_api.py", "scripts/model_hub.py",
                      "scripts/image_registry.py", "scripts/with-env", ".env.example"):  # fmt: skip
             shutil.copy(ROOT / path, self.folder / path)
         for path in ("scripts/common", "config"):

@@ -70,7 +70,7 @@ def test_config_dir_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("- a", "one block per model"),
         ("a: [", "not YAML"),
         (f"Qwen3: {GOOD}", ":1: 'Qwen3' is not a model id"),
-        (f"yes: {GOOD}", "True is not a model id"),
+        (f"yes: {GOOD}", ":1: the key 'yes' must be text"),
         (f"a/b: {GOOD}\nA/B: {GOOD}", ":2: A/B stands there twice"),
         ("a/b: 3", ":1: a/b must hold the keys"),
         (f"a/b: {GOOD[:-1]}, colour: red}}", "a/b: unknown key colour"),
