@@ -71,11 +71,8 @@ def main() -> int:
     if not before.exists() or before.read_text(encoding="utf-8") != found:
         kept = folder / f"claims-{hashlib.sha256(found.encode()).hexdigest()[:8]}.json"
         write_atomic(kept, found)
-    if form == "json":
-        print(to_json({"run": str(folder), "question": question, "text": text, **result.as_json()}), end="")
-    else:
-        print(view.page(question, domain, text, manifest, result, notes))
-        print(f"\n{view.table(result)}\n\n{'As before' if kept == before else 'Kept'}: {kept}")
+    run_ = {"folder": folder, "question": question, "domain": domain, "text": text}
+    print(view.printed(form, run_, manifest, result, notes, f"{'As before' if kept == before else 'Kept'}: {kept}"))
     return result.code
 
 

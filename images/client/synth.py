@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import retrieve
 import settings
-from common.files import to_json
 from common.problems import INTERRUPTED, REMOTE_FAILED, Problem, run
 from common.text import clean
 
@@ -270,11 +269,8 @@ def _deliver(
     kept.write("claims.json", result.as_json())
     kept.note(checks=result.summary(), flags=[asdict(flag) for flag in result.flags], review=result.review)
     folder = kept.finish()  # before printing: a reader that has left (head, less) must not hide the run
-    if form == "json":
-        print(to_json({"run": str(folder), "question": question, "text": text, **result.as_json()}), end="")
-    else:
-        print(view.page(question, domain, text, manifest, result, notes))
-        print(f"\n{view.table(result, **seconds)}\n\nRun: {folder}")
+    run_ = {"folder": folder, "question": question, "domain": domain, "text": text}
+    print(view.printed(form, run_, manifest, result, notes, f"Run: {folder}", **seconds))
     return result.code
 
 

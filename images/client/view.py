@@ -10,6 +10,7 @@ from typing import Any
 
 import evidence
 from checks import UNREVIEWED, Result
+from common.files import to_json
 from common.text import clean
 from margin import margin
 from records import reference
@@ -21,6 +22,23 @@ SHOWN_FLAGS = 40
 def on_terminal() -> bool:
     """Does a person see stdout? A container's is a pipe even when a terminal shows it; scripts/run says so."""
     return sys.stdout.isatty() or bool(os.environ.get("STDOUT_IS_TERMINAL"))
+
+
+def printed(
+    form: str,
+    run: dict[str, Any],
+    manifest: Sequence[dict[str, Any]],
+    result: Result,
+    notes: Sequence[str],
+    end: str,
+    **seconds: float | None,
+) -> str:
+    """A run as it is printed: `run` holds folder, question, domain and text; `end` is the last line of the text form."""
+    if form == "json":
+        told = {key: run[key] for key in ("question", "domain", "text")}
+        return to_json({"run": str(run["folder"]), **told, **result.as_json()}).rstrip()
+    shown = page(run["question"], run["domain"], run["text"], manifest, result, notes)
+    return f"{shown}\n\n{table(result, **seconds)}\n\n{end}"
 
 
 def page(
