@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
@@ -36,6 +37,7 @@ class Bundle:
         self.folder = root / f"{utc}-{slug(question)}-{digest}"
         self._hidden = root / f".{self.folder.name}"
         self.run: dict[str, Any] = {}
+        self.shown = False
         try:
             self._hidden.mkdir(parents=True)
         except OSError as error:
@@ -57,6 +59,7 @@ class Bundle:
     def finish(self) -> Path:
         """Show the folder under its name."""
         self._hidden.rename(self.folder)
+        self.shown = True
         return self.folder
 
 
@@ -66,9 +69,14 @@ def markdown(
     """The synthesis as it is read: question, notes, text, and the references of what it cites, from the metadata."""
     quoted = "\n".join(f"> {line}".rstrip() for line in clean(question).split("\n"))
     parts = [quoted, *(f"*{note}*" for note in notes), clean(text).strip()]
-    listed = [f"- [{entry['id']}] {reference(entry['metadata'])}" for entry in manifest if entry["id"] in cited]
+    listed = [f"- [{entry['id']}] {plain(reference(entry['metadata']))}" for entry in manifest if entry["id"] in cited]
     if listed:
         parts.append("## References (from the records)\n\n" + "\n".join(listed))
     unused = len(manifest) - len(listed)
-    parts.append(f"{len(manifest)} sources retrieved from {domain}, {unused} of them not cited.")
+    parts.append(f"{len(manifest)} sources retrieved from {plain(clean(domain))}, {unused} of them not cited.")
     return "\n\n".join(parts) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text of a record as it stands in Markdown: nothing in it becomes a link, an image or a tag."""
+    return re.sub(r"([\\`*\[\]<>])", r"\\\1", text)

@@ -20,8 +20,9 @@ import settings
 import synth
 import view
 from common.files import to_json, write_atomic
-from common.problems import Problem, run
+from common.problems import Problem, run, tell
 from common.text import clean
+from ledger import Flag
 
 
 def folder_of(name: str) -> Path:
@@ -50,7 +51,7 @@ def main() -> int:
     folder = folder_of(settings.variable("RUN"))
     note, manifest, output = (_load(folder / name) for name in ("run.json", "sources.json", "output.json"))
     others = _load(folder / "samples.json") if (folder / "samples.json").exists() else []
-    verifier = checks.prepare(configuration)
+    verifier, _ = checks.prepare(configuration)
     try:
         text, question, domain = clean(output["synthesis"]), note["question"], note["domain"]
         result = checks.run(
@@ -61,19 +62,41 @@ def main() -> int:
             embedding.load(configuration.embedding_model),
             verifier=verifier,
             samples=[clean(other["synthesis"]) for other in others],
+            samples_asked=int(note["config"].get("samples", 1)) - 1,
         )
         notes = synth.notes_on(output, result)
+        before = folder / "claims.json"
+        _compare_levels(result, before)
+        found = to_json(result.as_json())
+        same = before.exists() and before.read_text(encoding="utf-8") == found
+        kept = before if same else folder / f"claims-{hashlib.sha256(found.encode()).hexdigest()[:8]}.json"
+        run_ = {"folder": folder, "question": question, "domain": domain, "text": text}
+        end = f"{'As before' if same else 'Kept'}: {kept}"
+        shown = view.printed(form, run_, manifest, result, notes, end)
     except (KeyError, TypeError, AttributeError) as error:
         raise Problem(f"{folder} is not whole: {type(error).__name__} {error}. It cannot be checked") from error
-    found = to_json(result.as_json())
-    before = folder / "claims.json"
-    kept = before
-    if not before.exists() or before.read_text(encoding="utf-8") != found:
-        kept = folder / f"claims-{hashlib.sha256(found.encode()).hexdigest()[:8]}.json"
-        write_atomic(kept, found)
-    run_ = {"folder": folder, "question": question, "domain": domain, "text": text}
-    print(view.printed(form, run_, manifest, result, notes, f"{'As before' if kept == before else 'Kept'}: {kept}"))
+    tell(shown)
+    if not same:
+        try:
+            write_atomic(kept, found)
+        except OSError as error:
+            raise Problem(f"{kept} cannot be written: {error.strerror}; the result is above") from error
     return result.code
+
+
+def _compare_levels(result: checks.Result, before: Path) -> None:
+    """A level that ran when the answer was made, and does not run now, leaves its part unchecked."""
+    ran = _load(before).get("levels") if before.exists() else []
+    if not isinstance(ran, list):
+        return
+    for level in result.levels:
+        if level["state"] != "ran" and any(
+            isinstance(was, dict) and was.get("level") == level["level"] and was.get("state") == "ran" for was in ran
+        ):
+            detail = (
+                f"level {level['level']} ({level['name']}) ran when the answer was made, and not now: {level['why']}"
+            )
+            result.flags.append(Flag("citation", "unchecked", detail))
 
 
 if __name__ == "__main__":

@@ -119,39 +119,50 @@ def run(
     verifier: entailment.Verifier | None = None,
     ask_judge: Judge | None = None,
     samples: Sequence[str] = (),
+    samples_asked: int = 0,
 ) -> Result:
-    """Check a synthesis against its manifest. `samples`: other answers to the same question. Raises Problem."""
+    """Check a synthesis against its manifest. `samples`: other answers to the same question, of `samples_asked` that were
+    asked for. Raises Problem."""
     known = [str(entry["id"]) for entry in manifest]
     claims = split(text, known)
     result = Result(claims, [], [], {}, {}, review=_review(configuration))
     if configuration.citation_check_enabled:
         result.flags += citation_check.check(text, claims, manifest)
-    if not text.strip():
+    if not text.strip() and not configuration.citation_check_enabled:  # which says no_claims
         result.flags.append(Flag("citation", "empty", "the synthesis is empty"))
     _note(result, 0, configuration.citation_check_enabled, "citation_check_enabled is false")
     stances = _hallucination(result, manifest, configuration, embedder, verifier, ask_judge)
+    weights = evidence.load()
+    overall = evidence.assess(claims, manifest, stances, weights, _similarity(question, claims, embedder))
+    # A retracted source is told whether or not anybody wants to know how sure a claim is.
+    result.flags += overall.flags
     if configuration.uncertainty_quantification:
-        weights = evidence.load()
-        near = _similarity(question, claims, embedder)
-        result.overall = evidence.assess(claims, manifest, stances, weights, near)
-        result.flags += result.overall.flags
+        result.overall = overall
         if samples:
             others = [split(sample, known) for sample in samples]
             result.agreement = evidence.agreement(claims, others, embedder, weights["agreement"]["similarity"])
+        if len(samples) < samples_asked:
+            detail = f"{len(samples)} of {samples_asked} further answers came back"
+            result.flags.append(Flag("evidence", "unchecked", detail))
+    else:
+        for claim in claims:
+            claim.confidence = None
     order = {claim.id: number for number, claim in enumerate(claims)}
     result.flags.sort(key=lambda flag: order.get(flag.claim or "", len(order)))
     return result
 
 
-def prepare(configuration: Settings) -> entailment.Verifier | None:
-    """Read every threshold, and load the verifier of VERIFIER: before a job is sent, so that none is paid for and then
-    cannot be checked. Raises Problem."""
+def prepare(configuration: Settings) -> tuple[entailment.Verifier | None, judge.Prompt | None]:
+    """Read every threshold, load the verifier of VERIFIER, and read the judge's prompt where one is to be asked: before a
+    job is sent, so that none is paid for and then cannot be checked. Raises Problem."""
     grounding.thresholds()
     evidence.load()
     limits = entailment.thresholds()
-    judge.wanted(judge.thresholds())
+    asked = judge.wanted(judge.thresholds())
+    if not configuration.hallucination_check_enabled:
+        return None, None
     name = os.environ.get("VERIFIER", "")
-    return entailment.load(name, limits) if name and configuration.hallucination_check_enabled else None
+    return entailment.load(name, limits) if name else None, judge.Prompt.read() if asked else None
 
 
 def _hallucination(

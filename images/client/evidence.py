@@ -82,7 +82,8 @@ _SAYS_FAILED = re.compile(
     r"|\b(?:non-?replic|irreproduc|unreplic|unreproduc)|\b(?:did|does|do|has|have) not h(?:o|e)ld up\b",
     re.I,
 )
-_SAYS_RETRACTED = re.compile(r"\bretract", re.I)
+_SAYS_RETRACTED = re.compile(r"\bretract(?:ed|ion|s|ing)?\b", re.I)
+_SAYS_NOT_RETRACTED = re.compile(r"(?:\b(?:never|not|nor|without|no)\b|n['’]t\b)[^.;]{0,30}\bretract", re.I)
 _STUDIES = (
     r"(?:studies|trials|experiments|papers|analyses|meta-analyses|reviews|investigations|replications|cohorts|surveys|sources"
     r"|articles|reports)\b"
@@ -604,7 +605,8 @@ def _flags(
     rests_on = {*supporting, *(i for i in claim.cited if i in sources and stance(i) != "contradicts")}
     for i in sorted(rests_on, key=natural):
         source = sources[i]
-        if source.retracted and not _SAYS_RETRACTED.search(claim.bare):
+        told = _SAYS_RETRACTED.search(claim.bare) and not _SAYS_NOT_RETRACTED.search(claim.bare)
+        if source.retracted and not told:
             which = f"the same work as {source.retracted_as}, which" if source.retracted_as else "which"
             flags.append(Flag("evidence", "retracted_source", f"rests on {i}, {which} is retracted", claim.id, i))
         if source.integrity == "expression_of_concern":

@@ -17,6 +17,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,13 @@ class Prompt:
         path = (folder or Path(os.environ.get("PROMPTS_DIR") or "prompts")) / "judge.txt"
         try:
             data = path.read_bytes()
+            read = cls(data.decode().strip(), hashlib.sha256(data).hexdigest())
+            read.question("a claim", "a mark")
         except OSError as error:
             raise Problem(f"{path} cannot be read: {error.strerror}; restore it: git checkout {path}") from error
-        return cls(data.decode().strip(), hashlib.sha256(data).hexdigest())
+        except (UnicodeDecodeError, KeyError) as error:
+            raise Problem(f"{path} is not the judge's prompt ({error}); restore it: git checkout {path}") from error
+        return read
 
     def question(self, claim: str, mark: str) -> str:
         """What a job asks about a claim. The claim is data: a model wrote it, and a source may have written the model's part."""
@@ -100,13 +105,16 @@ def check(
     prompt: Prompt,
     thresholds: Mapping[str, Any],
     clock: Callable[[], float] = time.monotonic,
+    held: Callable[[], AbstractContextManager[None]] = nullcontext,
+    unheard: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Judged:
     """Ask about each claim but the meta ones that cites sources, and fill its `checks["judge"]`; `status` stays.
 
     `checks["judge"]` has verdict (supported, contradicted, not_enough or unchecked), sources, reason, and for what is
-    unchecked why. Raises only what is no Problem of a job: an interrupt cancels the jobs that are under way.
+    unchecked why. Raises only what is no Problem of a job: an interrupt cancels the jobs that are under way. `held` and
+    `unheard`: signals wait while a job is sent, and while jobs are cancelled.
     """
-    judging = _Judging(manifest, client, prompt, thresholds, clock)
+    judging = _Judging(manifest, client, prompt, thresholds, clock, held, unheard)
     known = {entry["id"] for entry in manifest}
     to_judge = [c for c in claims if c.kind != "meta" and any(source in known for source in c.cited)]
     most = int(thresholds["max_claims"])
@@ -127,7 +135,10 @@ class _Judging:
         prompt: Prompt,
         thresholds: Mapping[str, Any],
         clock: Callable[[], float],
+        held: Callable[[], AbstractContextManager[None]] = nullcontext,
+        unheard: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        self.held, self.unheard = held, unheard
         self.sources = {e["id"]: {key: e[key] for key in ("id", "text", "label")} for e in manifest}
         self.client, self.prompt, self.thresholds, self.clock = client, prompt, thresholds, clock
         self.found = Judged()
@@ -142,16 +153,18 @@ class _Judging:
             while to_send or waiting:
                 while to_send and len(waiting) < int(self.thresholds["at_once"]) and not self._over():
                     claim = to_send.popleft()
-                    if job_id := self._send(claim):
-                        waiting.append((claim, job_id))
+                    with self.held():
+                        if job_id := self._send(claim):
+                            waiting.append((claim, job_id))
                 if waiting:
                     self._receive(*waiting[0])
                     waiting.popleft()
                 elif to_send:
                     self.unchecked(to_send.popleft(), self._over())
         finally:
-            for _, job_id in waiting:  # interrupted
-                self.client.cancel(job_id)
+            with self.unheard():
+                for _, job_id in waiting:  # interrupted
+                    self.client.cancel(job_id)
 
     def _over(self) -> str:
         """Why nothing more is sent; empty while there is time."""

@@ -9,17 +9,19 @@ nothing near the question (no job was sent); 3 done, but something was flagged; 
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 import retrieve
 import settings
-from common.problems import INTERRUPTED, REMOTE_FAILED, Problem, run
+from common.problems import INTERRUPTED, REMOTE_FAILED, UNCHECKED, Problem, run, tell
+from common.secrets import redact
 from common.text import clean
 
 if TYPE_CHECKING:
@@ -68,6 +70,25 @@ class Interrupts:
         if mode == "raise" and self.arrived:
             raise KeyboardInterrupt
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Signals wait while a job is sent; they are raised when its id is known."""
+        self.set("hold")
+        try:
+            yield
+        finally:
+            self.mode = "raise"
+        self.set("raise")
+
+    @contextlib.contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Signals are not heard while jobs are cancelled."""
+        before, self.mode = self.mode, "deaf"
+        try:
+            yield
+        finally:
+            self.mode = before
+
     def during(self, sleep: Callable[[float], None]) -> Callable[[float], None]:
         """`sleep`, but heard by held-back signals: while a client waits between two calls, none is under way."""
 
@@ -98,7 +119,7 @@ def answer(interrupts: Interrupts) -> int:
     started = time.monotonic()
     import checks
 
-    verifier = checks.prepare(configuration)
+    verifier, prompt = checks.prepare(configuration)
     manifest, corpus = retrieve.retrieve(question, domain, configuration)
     retrieved_in = time.monotonic() - started
     print(f"{len(manifest)} sources from {domain} in {retrieved_in:.2f} s", file=sys.stderr)
@@ -172,7 +193,10 @@ def answer(interrupts: Interrupts) -> int:
     execution_ms = view.get("executionTime")
     output = jobs.synthesis_of(view)
     if output is not None:
-        kept.write("output.json", output)  # first of all: whatever fails from here on, the answer is kept
+        try:
+            kept.write("output.json", output)  # first of all: whatever fails from here on, the answer is kept
+        except OSError as problem:
+            return _left_unchecked(kept, output, problem)
     kept.note(
         states=shown.states,
         timings={
@@ -201,19 +225,23 @@ def answer(interrupts: Interrupts) -> int:
         usage=output.get("usage"),
         worker_timings=output.get("timings"),
     )
-    ask_judge = None
-    if configuration.hallucination_check_enabled and judge.wanted(limits := judge.thresholds()):
-        prompt = judge.Prompt.read()
+    # The answer is there, and paid for: whatever fails from here on, it is kept and shown.
+    try:
+        interrupts.set("raise")
+        others = samples.ask(client, job_input, policy, configuration, interrupts.held, interrupts.unheard)
+        if others.answers:
+            kept.write("samples.json", others.answers)
+        judged: list[judge.Judged] = []
 
         def ask_judge(claims: Sequence[Claim], sources: Sequence[Mapping[str, Any]]) -> judge.Judged:
-            return judge.check(claims, sources, client, prompt, limits)
+            assert prompt
+            limits = judge.thresholds()
+            found = judge.check(
+                claims, sources, client, prompt, limits, held=interrupts.held, unheard=interrupts.unheard
+            )
+            judged.append(found)
+            return found
 
-    # From here on an interrupt leaves the answer unchecked, and kept.
-    interrupts.set("raise")
-    try:
-        others = samples.ask(client, job_input, policy, configuration)
-        if others:
-            kept.write("samples.json", others)
         checked_at = time.monotonic()
         result = checks.run(
             clean(output["synthesis"]),
@@ -222,19 +250,40 @@ def answer(interrupts: Interrupts) -> int:
             configuration,
             embedding.load(configuration.embedding_model),
             verifier=verifier,
-            ask_judge=ask_judge,
-            samples=[clean(other["synthesis"]) for other in others],
+            ask_judge=ask_judge if prompt else None,
+            samples=[clean(other["synthesis"]) for other in others.answers],
+            samples_asked=others.asked,
         )
-        kept.note(timings={**kept.run["timings"], "checks_seconds": round(time.monotonic() - checked_at, 3)})
-    except KeyboardInterrupt:
         interrupts.set("deaf")
-        print(
-            f"interrupted: the answer is kept, not checked. Check it: make check RUN={kept.finish()}", file=sys.stderr
+        took = {"samples": others.execution_ms, "judge": sum(found.execution_ms for found in judged)}
+        known = [ms for ms in (execution_ms, *took.values()) if isinstance(ms, int) and ms]
+        execution_seconds = sum(known) / 1000 if known or execution_ms == 0 else None
+        kept.note(
+            timings={**kept.run["timings"], "checks_seconds": round(time.monotonic() - checked_at, 3)},
+            cost={"execution_seconds": execution_seconds, "more_execution_ms": took, "usd": None},
         )
-        return INTERRUPTED
-    interrupts.set("deaf")
-    seconds = {"seconds": time.monotonic() - started, "execution_seconds": kept.run["cost"]["execution_seconds"]}
-    return _deliver(kept, question, domain, manifest, output, result, form, seconds)
+        seconds = {"seconds": time.monotonic() - started, "execution_seconds": execution_seconds}
+        return _deliver(kept, question, domain, manifest, output, result, form, seconds)
+    except BaseException as problem:
+        interrupts.set("deaf")
+        return _left_unchecked(kept, output, problem)
+
+
+def _left_unchecked(kept: Any, output: dict[str, Any], problem: BaseException) -> int:
+    """The answer could not be checked, or not be written down: show it, say why, and how to go on."""
+    interrupted = isinstance(problem, KeyboardInterrupt)
+    reason = "interrupted" if interrupted else " ".join(clean(str(problem)).split()) or type(problem).__name__
+    try:
+        if not kept.shown:
+            kept.note(outcome="UNCHECKED", error=reason)
+            kept.finish()
+        where = f"Check it: make check RUN={kept.folder}"
+    except Exception as error:  # nothing may hide the answer now
+        where = f"It could not be kept ({redact(clean(str(error)))}); copy it from here"
+    if not interrupted:
+        tell(clean(output["synthesis"]))
+    print(f"{redact(reason)}: this answer is not checked. {where}", file=sys.stderr)
+    return INTERRUPTED if interrupted else UNCHECKED
 
 
 def notes_on(output: Mapping[str, Any], result: checks.Result) -> list[str]:
@@ -270,7 +319,7 @@ def _deliver(
     kept.note(checks=result.summary(), flags=[asdict(flag) for flag in result.flags], review=result.review)
     folder = kept.finish()  # before printing: a reader that has left (head, less) must not hide the run
     run_ = {"folder": folder, "question": question, "domain": domain, "text": text}
-    print(view.printed(form, run_, manifest, result, notes, f"Run: {folder}", **seconds))
+    tell(view.printed(form, run_, manifest, result, notes, f"Run: {folder}", **seconds))
     return result.code
 
 

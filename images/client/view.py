@@ -56,7 +56,8 @@ def page(
     if listed:
         parts.append("## References (from the records)\n\n" + "\n".join(listed))
     parts.append(f"{len(manifest)} sources retrieved from {domain}, {len(manifest) - len(listed)} of them not cited.")
-    return "\n\n".join(parts)
+    # The text's own lines are clean, and may hold the margin's colours.
+    return "\n\n".join([*parts[:-1], clean(parts[-1])])
 
 
 def table(result: Result, seconds: float | None = None, execution_seconds: float | None = None) -> str:
@@ -78,6 +79,7 @@ def table(result: Result, seconds: float | None = None, execution_seconds: float
         *([("off", ", ".join(off))] if off else []),
         *([("cannot see", f"{highest['cannot_see']} (measured: docs/checks-power.md)")] if highest else []),
         *([("unchecked", f"{found['unchecked']}")] if found["unchecked"] else []),
+        *([("agreement", _agreement(result.agreement))] if result.agreement else []),
         *([("review", UNREVIEWED)] if result.review.get("required") else []),
         *([("time", f"{seconds:.1f} s")] if seconds is not None else []),
         *(
@@ -99,6 +101,19 @@ def table(result: Result, seconds: float | None = None, execution_seconds: float
     return clean("\n".join(lines))
 
 
+def _agreement(found: dict[str, dict[str, Any]]) -> str:
+    """In how many of the further answers the claims are found again."""
+    shares = {name: each["share"] for name, each in found.items() if each["share"] is not None}
+    if not shares:
+        return "no claim to compare"
+    alone = [name for name, share in shares.items() if share == 0]
+    average = sum(shares.values()) / len(shares)
+    return f"{average:.0%} on average{f'; in none of the others: {chr(44).join(alone)}' if alone else ''}"
+
+
 def markdown(result: Result) -> str:
-    """The same for synthesis.md: what was checked, flagged and left out, so that the file can stand alone."""
-    return "## Checks\n\n```text\n" + table(result).replace("```", "'''") + "\n```\n"
+    """The same for synthesis.md: what was checked, flagged and left out, and by which rule, so that it can stand alone."""
+    lines = table(result)
+    if result.overall:
+        lines += "\n\n" + clean("\n".join(["The rule of confidence, with this run's numbers:", *result.overall.rule]))
+    return "## Checks\n\n```text\n" + lines.replace("```", "'''") + "\n```\n"

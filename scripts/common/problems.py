@@ -6,6 +6,7 @@ traceback, and turns it into the exit code; every other exception is a defect of
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -29,6 +30,14 @@ class Problem(Exception):
     def __init__(self, message: str, code: int = BAD_INPUT) -> None:
         super().__init__(message)
         self.code = code
+
+
+def tell(text: str) -> None:
+    """A result on stdout. A reader that has left (head, a closed pipe) ends neither the work nor its exit code."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the rest of the process)
 
 
 def run(main: Callable[[], int]) -> None:

@@ -14,12 +14,13 @@ LOOKS_SECRET = re.compile(
 )
 # Names of variables whose value is a secret.
 NAMES_SECRET = re.compile(r"(?:^|_)(?:TOKEN|KEY|APIKEY|SECRET|PASS|PASSWORD|PASSWD|PWD|CREDENTIALS?)(?:_|$)", re.I)
+_FOLDERS = ("PWD", "OLDPWD")  # the shell's own; everywhere else PWD is short for password
 _SHORTEST = 8  # a shorter value would hide ordinary words
 
 
 def redact(text: str) -> str:
     """`text` without tokens, and without the value of any variable of the environment whose name says it is a secret."""
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and NAMES_SECRET.search(name) and value in text:
+        if len(value) >= _SHORTEST and name not in _FOLDERS and NAMES_SECRET.search(name) and value in text:
             text = text.replace(value, HIDDEN)
     return LOOKS_SECRET.sub(HIDDEN, text)

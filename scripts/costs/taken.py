@@ -84,6 +84,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _run(name: str, record: dict[str, Any]) -> Run:
     job, model, timings = (_object(record.get(key)) for key in ("job", "model", "timings"))
     milliseconds = _number(timings.get("execution_ms"))
+    # Further answers and the judge's, of the same endpoint.
+    more = [_number(value) or 0.0 for value in _object(_object(record.get("cost")).get("more_execution_ms")).values()]
     outcome, endpoint = record.get("outcome"), _text(job.get("endpoint"))
     why = ""
     if not record:
@@ -100,7 +102,7 @@ def _run(name: str, record: dict[str, Any]) -> Run:
         local=_text(job.get("url")).startswith("http:"),
         model=_text(model.get("id")),
         outcome=outcome if isinstance(outcome, str) else "",
-        seconds=None if why or milliseconds is None else milliseconds / 1000,
+        seconds=None if why or milliseconds is None else (milliseconds + sum(more)) / 1000,
         total_seconds=_number(timings.get("total_seconds")) or 0.0,
         why=why,
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import to_json
-from common.problems import BAD_INPUT, CHANGES, FLAGGED, OK, REMOTE_FAILED, TRY_LATER, Problem, run
+from common.problems import BAD_INPUT, CHANGES, FLAGGED, OK, REMOTE_FAILED, TRY_LATER, Problem, run, tell
 from common.secrets import redact
 from common.text import clean
 from common.urls import base_url
@@ -39,14 +39,6 @@ def say(message: str) -> None:
         print(redact(clean(message)), file=sys.stderr, flush=True)
     except OSError:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the rest of the process)
-
-
-def tell(text: str) -> None:
-    """The result, on stdout."""
-    try:
-        print(text, flush=True)
-    except OSError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the rest of the process)
 
 
 class Command:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from tests.client.support import NAPS, Client, LocalRunPod, Scripted, Worker, answer, as_lines, load
 
+import bundle
 import checks
 import embedding
 import settings
-from common.problems import BAD_INPUT, FLAGGED, OK, UNCHECKED
+from common.problems import BAD_INPUT, FLAGGED, OK, UNCHECKED, Problem
 from embedding import Embedder
 
 ASK = {"Q": NAPS, "DOMAIN": "sleep"}
@@ -193,6 +194,109 @@ def test_a_judge_that_cannot_be_parsed_leaves_it_unchecked(
     assert found["claims"][0]["status"] == "grounded"
     assert [flag["kind"] for flag in found["flags"] if flag["check"] == "judge"] == ["unchecked"]
     assert "unchecked   1" in outcome.out
+
+
+# --- an answer that was paid for -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("the model broke"), Problem("a threshold went away"), OSError(28, "No space left on device")]
+)
+@pytest.mark.parametrize("where", ["checks.run", "view.markdown", "bundle.Bundle.finish"])
+def test_an_answer_that_cannot_be_checked_is_kept_and_shown(
+    checking: Client, scripted: Scripted, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
+    def fail(*arguments: Any, **more: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(where, fail)
+        outcome = ask(checking, scripted, GOOD)
+    assert outcome.code == UNCHECKED, outcome.err
+    assert outcome.out == f"{GOOD}\n"
+    assert "this answer is not checked." in outcome.err
+    if where == "bundle.Bundle.finish":
+        return
+    folder = checking.only_run()
+    assert f"make check RUN={folder.relative_to(checking.root)}" in outcome.err
+    assert load(folder / "run.json")["outcome"] == "UNCHECKED"
+    assert checking.run("check", RUN=str(folder)).code == OK
+
+
+def test_a_full_disk_still_shows_the_answer(
+    checking: Client, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = bundle.Bundle.write
+
+    def full(self: bundle.Bundle, name: str, content: object) -> None:
+        if name == "output.json":
+            raise OSError(28, "No space left on device")
+        write(self, name, content)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bundle.Bundle, "write", full)
+        outcome = ask(checking, scripted, GOOD)
+    assert (outcome.code, outcome.out) == (UNCHECKED, f"{GOOD}\n")
+
+
+@pytest.mark.parametrize("prompt", [None, b"\xff\xfe", b"Is {{claims}} so?"])
+def test_a_judge_without_its_prompt_is_told_before_a_job_is_sent(
+    checking: Client, scripted: Scripted, tmp_path: Path, prompt: bytes | None
+) -> None:
+    if prompt is not None:
+        (tmp_path / "judge.txt").write_bytes(prompt)
+    outcome = ask(checking, scripted, GOOD, JUDGE="1", PROMPTS_DIR=str(tmp_path))
+    assert outcome.code == BAD_INPUT
+    assert "judge.txt" in outcome.err
+    assert scripted.asked("run") == []
+
+
+def test_a_level_that_does_not_run_again_leaves_its_part_unchecked(
+    checking: Client, platform: LocalRunPod, worker: Worker
+) -> None:
+    given = iter([GOOD, '{"verdict": "not_enough", "sources": [], "reason": "It says less."}'])
+    worker.result = lambda job: answer(next(given))
+    checking.run("synth", **ASK, JUDGE="1", PROMPTS_DIR=str(Path(__file__).parents[2] / "prompts"))
+    assert ledger(checking)["levels"][3]["state"] == "ran"
+    outcome = checking.run("check", RUN=str(checking.only_run()))
+    assert outcome.code == UNCHECKED
+    assert "level 3 (judge) ran when the answer was made, and not now" in outcome.out
+
+
+def test_samples_that_do_not_come_back_are_told(checking: Client, platform: LocalRunPod, worker: Worker) -> None:
+    given = iter([answer(GOOD), {"error": "OUT_OF_MEMORY: no room"}, answer(GOOD)])
+    worker.result = lambda job: next(given)
+    checking.configure(**ON, samples=3)
+    outcome = checking.run("synth", **ASK)
+    assert outcome.code == UNCHECKED, outcome.out
+    assert "1 of 2 further answers came back" in outcome.out
+    assert "agreement   100% on average" in outcome.out
+    assert set(checking.note()["cost"]["more_execution_ms"]) == {"samples", "judge"}
+    assert checking.run("check", RUN=str(checking.only_run())).code == UNCHECKED
+
+
+@pytest.mark.parametrize("switch", [True, False])
+@pytest.mark.parametrize("words", ["", ", never retracted,", ", which has not been retracted,"])
+def test_a_retraction_is_told_whatever_is_off_or_said(
+    checking: Client, scripted: Scripted, switch: bool, words: str
+) -> None:
+    checking.configure(**{**ON, "uncertainty_quantification": switch})
+    ask(checking, scripted, f"Alertness after a long nap{words} was lower than after a short one [S2].")
+    assert "retracted_source" in [flag["kind"] for flag in ledger(checking)["flags"]]
+
+
+def test_the_rule_stands_beside_the_label(checking: Client, scripted: Scripted) -> None:
+    ask(checking, scripted, GOOD)
+    page = (checking.only_run() / "synthesis.md").read_text()
+    assert "The rule of confidence, with this run's numbers:" in page
+    assert "Beta(" in page
+
+
+def test_a_records_title_is_no_markdown() -> None:
+    assert (
+        bundle.plain("![x](http://e/p.png) <img src=x> *a* `b`")
+        == "!\\[x\\](http://e/p.png) \\<img src=x\\> \\*a\\* \\`b\\`"
+    )
 
 
 # --- a domain with everything that can be wrong with evidence --------------------------------------------------------

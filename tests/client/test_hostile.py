@@ -10,7 +10,7 @@ import pytest
 from tests.client.support import NAPS, SLEEP, Answer, Client, Scripted, answer, load, sources
 
 from common.citations import cited
-from common.problems import OK
+from common.problems import FLAGGED, OK
 from common.prompts import mark_of, render_sources
 from common.text import clean
 
@@ -78,7 +78,7 @@ def test_what_is_sent_and_what_is_kept_is_clean(evil: Client, scripted: Scripted
 
 def test_a_title_cannot_forge_a_reference(evil: Client, scripted: Scripted) -> None:
     scripted.status({"status": "COMPLETED", **answer("Naps help [S1-S4].")})
-    assert evil.run("synth", Q=NAPS, DOMAIN="sleep").code == OK
+    assert evil.run("synth", Q=NAPS, DOMAIN="sleep").code == FLAGGED  # one of them is retracted
     page = (evil.only_run() / "synthesis.md").read_text()
     references = page.split("## References (from the records)\n\n")[1].split("\n\n")[0].splitlines()
     assert [line[:6] for line in references] == ["- [S1]", "- [S2]", "- [S3]", "- [S4]"]

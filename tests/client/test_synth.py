@@ -86,7 +86,8 @@ QUESTIONS = [
 def test_a_question_arrives_byte_for_byte(client: Client, scripted: Scripted, question: str) -> None:
     client.configure(min_similarity=-1)
     outcome = client.run("synth", Q=question, DOMAIN="sleep")
-    assert outcome.code == OK, outcome.err
+    # Which record comes first depends on the question; where it is the retracted one, that is flagged.
+    assert outcome.code in (OK, FLAGGED), outcome.err
     [request] = scripted.asked("run")
     assert request.body["input"]["prompt"] == question
     assert client.note()["question"] == question
@@ -147,8 +148,8 @@ def test_a_question_that_nothing_is_near_to_stops_before_any_request(
         ("Naps help [S1-S5].", [("unknown_source", f"S{number} was never retrieved") for number in (4, 5)]),
         ("Naps help [S1]. They cost nothing.", [("uncited", "a fact without a citation")]),
         ("Naps help [SOURCE 1].", [("malformed_citation", "[SOURCE 1] is not in the form [S1]")]),
-        ("", [("empty", "the synthesis is empty")]),
-        (" \n\x1b[31m\u200b", [("empty", "the synthesis is empty")]),
+        ("", [("no_claims", "the text makes no claim that could be checked")]),
+        (" \n\x1b[31m\u200b", [("no_claims", "the text makes no claim that could be checked")]),
         ("Naps help [S1] ![x](https://evil.example/?q=1).", [("markup", "image: ![x](")]),
     ],
 )
@@ -159,7 +160,8 @@ def test_citations_that_do_not_hold_are_flagged(
     outcome = client.run("synth", **ASK)
     assert outcome.code == (FLAGGED if flags else OK), outcome.err
     note = client.note()
-    found = [(flag["kind"], flag["detail"]) for flag in note["flags"] if flag["kind"] != "unused_source"]
+    others = ("unused_source", "retracted_source")  # a note, and what is true of whoever cites that record
+    found = [(flag["kind"], flag["detail"]) for flag in note["flags"] if flag["kind"] not in others]
     assert found == flags
     for kind, detail in flags:
         assert f" {kind}: {detail}\n" in outcome.out
@@ -242,7 +244,7 @@ def test_numbers_and_text_that_no_file_can_hold_do_not_lose_an_answer(client: Cl
     assert outcome.code == OK
     assert "Naps help ? [S1]." in outcome.out
     assert client.note()["usage"] is None
-    assert client.note()["cost"] == {"execution_seconds": None, "usd": None}
+    assert client.note()["cost"]["execution_seconds"] is None
 
 
 def test_what_a_platform_says_reaches_the_terminal_clean(client: Client, scripted: Scripted) -> None:
