@@ -71,3 +71,11 @@ def test_the_codes_are_the_agreed_ones() -> None:
     names = ("OK", "UNEXPECTED", "BAD_INPUT", "FLAGGED", "UNCHECKED", "REMOTE_FAILED", "TRY_LATER", "INTERRUPTED")
     assert [getattr(problems, name) for name in names] == [0, 1, 2, 3, 4, 5, 75, 130]
     assert problems.Problem("x").code == problems.BAD_INPUT
+
+
+def test_a_reader_that_has_left_ends_neither_the_work_nor_its_code() -> None:
+    program = "from common.problems import run, tell\n\ndef main():\n    tell('x' * 10_000)\n    tell('more')\n    return 3\n\nrun(main)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.close()
+    assert process.wait(30) == 3
