@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import figures
 from common.text import sentences
@@ -143,6 +144,60 @@ def misquoting(claim: str, source: str) -> list[str]:
     return found
 
 
+def splicing(claim: str, source: str) -> list[str]:
+    """Quotations made of the beginning of a sentence and the end of the next, as if one sentence said both."""
+    found = []
+    for first, second in pairwise(sentences(source)):
+        left, right = first.rstrip(".").split(), second.rstrip(".").split()
+        if min(len(left), len(right)) >= 8 and not re.search(r"[\"“”„«»‘’'\[\]]|\.\s*\.", first + second):
+            found.append(_quote(f"{' '.join(left[1:5])} … {' '.join(right[-4:])}"))
+    return found[:1]
+
+
+_BOUNDS = (
+    ("more than", "fewer than"), ("greater than", "less than"), ("higher than", "lower than"), ("above", "below"),
+    ("at least", "at most"), (">", "<"), ("≥", "≤"),
+)  # fmt: skip
+_OPPOSITE = {a: b for pair in _BOUNDS for a, b in (pair, pair[::-1])} | {"over": "under"}
+_BOUND = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, _OPPOSITE))})(?=\s*\.?\d)", re.I)
+_SIGN = re.compile(r"(?<=[=(\[,;:a-z])(\s?)[-−–](?=0?\.\d)|(?<==)(\s?)(?=0\.\d)")
+
+
+def reversed_bounds(claim: str, source: str) -> list[str]:
+    """Sentences of the source with one bound reversed: "p < .05" made "p > .05"."""
+    return [
+        sentence[: m.start()] + _OPPOSITE[m.group(1).lower()] + sentence[m.end() :]
+        for sentence in _telling(source)
+        if (m := _BOUND.search(sentence))
+    ][:2]
+
+
+def changed_signs(claim: str, source: str) -> list[str]:
+    """Sentences of the source with one sign changed: "d = 0.04" made "d = -0.04", "-0.07 to 0.15" made "0.07 to 0.15"."""
+    return [
+        sentence[: m.start()] + (m.group(1) if m.group(1) is not None else f"{m.group(2)}-") + sentence[m.end() :]
+        for sentence in _telling(source)
+        if (m := _SIGN.search(sentence)) and not re.search(r"\bp\s*=\s*$", sentence[: m.start() + 1], re.I)
+    ][:2]
+
+
+def counts_put_in(claim: str, source: str) -> list[str]:
+    """The claim with a count that the source has not, behind one of its numbers: "d = 0.04 in 9,999 participants"."""
+    has = figures.parse(source)
+    counts = [count for count in ("9,999 people", "14 places", "nine places") if figures.missing(count, source)]
+    return [
+        f"{claim[: number.span[1]]} in {count}{claim[number.span[1] :]}"
+        for number in figures.parse(claim)
+        if number.kind == "quantity" and not (number.label or number.glued) and not figures.missing_of([number], has)
+        for count in counts
+    ]
+
+
+def _telling(source: str) -> list[str]:
+    """Sentences of the source that can stand as claims: not too short, and no quotation in them."""
+    return [s for s in sentences(source) if 5 <= len(s.split()) <= 60 and not re.search(r"[\"“”„«»\[\]]", s)]
+
+
 def _quotable(source: str) -> Sequence[str]:
     """One sentence in the middle of the source that is fit to be quoted as a whole."""
     fit = [
@@ -170,9 +225,13 @@ def unchanged(claim: str, source: str = "") -> list[str]:
 KINDS: dict[str, Callable[[str, str], list[str]]] = {
     "changed number": lambda claim, source: changed_numbers(claim, source),
     "changed number in a name": lambda claim, source: changed_numbers(claim, source, names=True),
+    "count put in": counts_put_in,
+    "reversed bound": reversed_bounds,
+    "changed sign": changed_signs,
     "negation": negated,
     "causal upgrade": made_causal,
     "dropped qualifier": unqualified,
     "altered quote": misquoting,
+    "spliced quote": splicing,
     "fabricated author": attributed_to_nobody,
 }

@@ -5,7 +5,8 @@
 ("more than 100" for "107", "p < .05" for "p = .03"); it may not be more precise than the source.
 
 What it cannot see: whose number it is. A value that the source has in another role counts as found unless the units
-differ. Signs are not compared, because "d = -0.2" and "0.2 lower" say the same. A number that the claim computed from
+differ. Signs are compared only where both texts print one, or are bound to: after "=" and at the ends of an interval
+("d = -0.04", "95% CI -0.07 to 0.15"), because "d = -0.2" and "0.2 lower" say the same. A number that the claim computed from
 others ("40%" for "12 of 30") is reported: nobody printed it.
 """
 
@@ -21,6 +22,7 @@ from common.text import STOP_WORDS
 
 Kind = Literal["quantity", "year", "ordinal"]
 Bound = Literal["", "about", "above", "below"]
+Sign = Literal["", "+", "-"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,12 @@ class Number:
     label: str = ""  # "type" of "type 2": the number is part of a name
     noun: str = ""  # the word that follows, where it is no unit: what is counted, as a rule
     glued: bool = False  # digits within a name ("IL-6"): compared only with numbers of the same name
-    # What says the same in other words: "1 in 5" is also 1 and 5, "half" is also 50%.
+    # What says the same in other words: "half" is also 50%.
     same_as: tuple[tuple[float, str], ...] = ()
+    strict: bool = False  # the bound leaves the value itself out: "more than 100" is not 100
+    sign: Sign = ""  # of a number with decimals, where the text has to print it
+    loose: bool = False  # "half", "a third": words for what is near it
+    share: Number | None = None  # "1 in 5" is 20%; compared with percentages only
 
 
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
@@ -117,12 +123,26 @@ _NUMBER = re.compile(
     r"(?:\s*(?:[x×*·]\s*)10\s*(?:\^\s*\(?|\()?(?P<power>[-−–]?\d{1,2})(?:(?<=\(\d)\)|(?<=\(\d\d)\)|(?<=\(-\d)\)|(?<=\(-\d\d)\))?|e(?P<e>[-+]?\d{1,2})(?![\w.]))?"
 )
 _WORD = re.compile(r"[^\W\d_]+")
-_ABOVE = r"(?:more|greater|higher|larger|longer|older)\s+than|over|above|at\s+least|exceed\w*|upwards?\s+of|no\s+(?:less|fewer)\s+than|>=?|≥"
-_BELOW = r"(?:less|fewer|lower|smaller|shorter|younger)\s+than|under|below|at\s+most|up\s+to|nearly|almost|no\s+more\s+than|<=?|≤"
+_ABOVE = r"(?:more|greater|higher|larger|longer|older)\s+than|over|above|at\s+least|exceed\w*|upwards?\s+of|not?\s+(?:less|fewer)\s+than|>=?|≥"
+_BELOW = r"(?:less|fewer|lower|smaller|shorter|younger)\s+than|under|below|at\s+most|up\s+to|nearly|almost|not?\s+more\s+than|<=?|≤"
 _ABOUT = r"about|around|approximately|approx\.?|roughly|some|circa|ca\.?|~|≈|close\s+to"
 _BOUND = re.compile(
     rf"(?:(?P<above>{_ABOVE})|(?P<below>{_BELOW})|(?P<about>{_ABOUT}))\s*(?:a\s+|an\s+|[$£€]\s*)?$", re.I
 )
+# "18 years or older", "5 or fewer"
+_BOUND_BEHIND = re.compile(
+    r"(?:\s+years?)?\s+(?:or|and)\s+(?:(?P<above>more|older|above|over|greater|longer|higher|larger)"
+    r"|(?P<below>less|fewer|younger|below|under|smaller|shorter|lower))\b",
+    re.I,
+)
+# A minus belongs to its number where no word and no number stands before it; else it is a hyphen, or the dash of a range.
+_MINUS = re.compile(r"(?:^|[=<>≤≥~≈(\[,;:]|[^\W\d_]|[^\w\s])\s+[-–]$|(?:^|[=<>≤≥~≈(\[,;:])[-–]$")
+# Where a text that prints no sign means a plus.
+_PLUS = re.compile(r"(?:=|≈|\+|\b(?:ci|interval)\W{0,3}(?:(?:was|is|of|from|between)\s+)?[(\[]?)\s*$", re.I)
+_FROM = re.compile(r"(?:\b(?:from|between)\s+|[\[(]\s*)$", re.I)
+_TO = re.compile(r"\s*(?:to|and|through|[,;–—-]|\.\.)\s*[-–+]?", re.I)
+# Of how many a share is told: "1 in 5", "3 in 1,000". "5 in 70" is a count, and its numbers must be printed.
+_WHOLES = frozenset({*range(2, 11), 20, 50, *(10**power for power in range(2, 7))})
 _P = re.compile(
     r"(?:\bp(?:[\s-]*values?)?(?:\s+of)?\s*(?:[<>=≤≥]=?|was|were|is)?\s*(?:of|below|under|less\s+than)?\s*)$", re.I
 )
@@ -138,8 +158,9 @@ _TIMES = re.compile(r"\s*(?:-\s*fold|fold|times|[x×])(?![^\W_])(?!\s*\d)", re.I
 # What follows a fraction that is a share: "a third of".
 _OF = re.compile(r"\s+(?:of|as|the|less|more|lower|higher|fewer)\b|\W*$")
 _TOLERANCE = {"about": 0.05, "above": 0.2, "below": 0.2}
-# "about half", "a third of": such words are loose.
-_LOOSE = 0.05
+# "about half", "a third of": such words are loose, by this share of their value. "One in five" is less so.
+_LOOSE = 0.1
+_LOOSE_RATIO = 0.025
 _EPSILON = 1e-9
 
 
@@ -182,6 +203,10 @@ def _same(claim: Number, source: Number) -> bool:
     other_things = (source.unit and not claim.unit and claim.noun) or (claim.unit and not source.unit and source.noun)
     if other_things and not {"%", "fold"} & {claim.unit, source.unit}:
         return False
+    if (claim.share or source.share) and any(
+        _same_share(a, b, loose=claim.share is not None) for a in _percent(claim) for b in _percent(source)
+    ):
+        return True
     claims = [(claim.value, claim.unit), *claim.same_as]
     sources = [(source.value, source.unit), *source.same_as]
     return any(
@@ -191,7 +216,39 @@ def _same(claim: Number, source: Number) -> bool:
     )
 
 
+def _percent(number: Number) -> list[Number]:
+    return [number.share] if number.share else [number] if number.unit == "%" else []
+
+
+def _same_share(claim: Number, source: Number, *, loose: bool) -> bool:
+    """Percentages, one of which or both are said as "1 in 5"."""
+    if _excluded(claim, source):
+        return False
+    if claim.bound in ("above", "below"):
+        return _same_value(claim, source)
+    near = (
+        max(source.step / 2, _LOOSE_RATIO * claim.value)
+        if loose
+        else _LOOSE * claim.value
+        if claim.loose
+        else claim.step / 2
+    )
+    return abs(claim.value - source.value) <= near + _EPSILON
+
+
+def _excluded(claim: Number, source: Number) -> bool:
+    """Do the bounds of two numbers, or their signs, say that they are not the same?"""
+    return {claim.bound, source.bound} == {"above", "below"} or {claim.sign, source.sign} == {"+", "-"}
+
+
+def _left_out(claim: Number, source: Number) -> bool:
+    """Of equal values: is the claim's "more than 100" the very 100 that the source prints?"""
+    return claim.strict and source.bound in ("", "about")
+
+
 def _same_value(claim: Number, source: Number) -> bool:
+    if _excluded(claim, source):
+        return False
     a, b, step, finer = claim.value, source.value, claim.step, source.step
     if claim.unit == "p" and source.unit in ("p", ""):
         return _same_p(claim, source)
@@ -212,11 +269,11 @@ def _same_value(claim: Number, source: Number) -> bool:
         ):
             return False
     if abs(a - b) <= _EPSILON * max(1, abs(a), abs(b)):
-        return True
+        return not _left_out(claim, source)
     if "year" in (claim.kind, source.kind):
         return False
-    if claim.same_as and claim.word and claim.unit == "%":  # half, a third
-        return abs(a - b) <= 100 * _LOOSE
+    if claim.loose and claim.unit == "%":  # half, a third
+        return abs(a - b) <= _LOOSE * a
     if claim.bound:
         if not a:
             return claim.bound == "above" and b > 0 and claim.unit == source.unit
@@ -239,6 +296,8 @@ def _digits_of(number: Number) -> int:
 
 def _same_p(claim: Number, source: Number) -> bool:
     if claim.value == source.value:
+        if _left_out(claim, source):
+            return False
         # "p = .05" says more than "p < .05".
         return claim.bound == source.bound or claim.bound != "" or source.unit == ""
     if claim.bound == "below":
@@ -259,7 +318,7 @@ def parse(text: str) -> list[Number]:
             found.append(number)
     found.extend(_from_words(text, {n.span[0] for n in found}))
     found.sort(key=lambda number: number.span)
-    return _ratios(text, _shared_units(text, found))
+    return _ratios(text, _intervals(text, _shared_units(text, found)))
 
 
 def _plain(text: str) -> str:
@@ -313,9 +372,9 @@ def _from_digits(text: str, match: re.Match[str]) -> Number | None:
         return Number(text[start:end], (start, end), value, 1, glued=True)
     if unit == "%" and _SCALE_OF_CONFIDENCE.match(rest[length:]):
         return None
-    bound = _bound(before)
+    bound, strict = _bound(before, rest[length:])
     if _P.search(before) and value <= 1:
-        return Number(text[start:end], (start, end), value, step, unit="p", bound=_bound(before))
+        return Number(text[start:end], (start, end), value, step, unit="p", bound=bound, strict=strict)
     if not unit and re.fullmatch(r"(?:1[5-9]|20)\d\d|2100", match["digits"]) and not power and not bound:
         return Number(text[start:end], (start, end), value, 1, "year")
     label = ""
@@ -330,6 +389,8 @@ def _from_digits(text: str, match: re.Match[str]) -> Number | None:
         worth=worth,
         unit=unit,
         bound=bound,
+        strict=strict,
+        sign=_sign(before) if step < 1 and not power else "",
         label=label,
         noun="" if unit else _noun(rest),
         same_as=tuple((piece * worth, u) for piece in pieces for u in {"", unit}),
@@ -342,9 +403,22 @@ def _round_step(digits: str) -> float:
     return 10.0 ** max(0, min(zeros, len(digits) - 2))
 
 
-def _bound(before: str) -> Bound:
+def _bound(before: str, behind: str = "") -> tuple[Bound, bool]:
+    """The bound that the words around a number set, and whether it leaves the number itself out."""
     match = _BOUND.search(before[-40:])
-    return "" if not match else "above" if match["above"] else "below" if match["below"] else "about"
+    if match:
+        words = (match["above"] or match["below"] or "").lower()
+        strict = words in ("<", ">") or words.startswith("exceed") or ("than" in words and not words.startswith("no"))
+        return ("above" if match["above"] else "below" if match["below"] else "about"), strict
+    if match := _BOUND_BEHIND.match(behind):
+        return ("above" if match["above"] else "below"), False
+    return "", False
+
+
+def _sign(before: str) -> Sign:
+    if _MINUS.search(before):
+        return "-"
+    return "+" if _PLUS.search(before) else ""
 
 
 def _label(before: str) -> str:
@@ -454,7 +528,8 @@ def _from_word(words: _Words, position: int) -> tuple[Number | None, int]:
     elif word in ("half", "halved", "halves", "halving"):
         return _fraction(text, start, end, 0.5), position + 1
     elif word == "dozen":
-        return Number(text[start:end], (start, end), 12, 0, bound=_bound(_before(text, start)), word=True), position + 1
+        bound, strict = _bound(_before(text, start))
+        return Number(text[start:end], (start, end), 12, 0, bound=bound, strict=strict, word=True), position + 1
     elif word in _ORDINALS:
         return Number(text[start:end], (start, end), _ORDINALS[word], 0, "ordinal", word=True), position + 1
     return None, position + 1
@@ -479,6 +554,7 @@ def _cardinal(words: _Words, position: int) -> tuple[Number, int]:
     end = words.spans[last][1]
     unit, worth, length = _unit(words.text[end : end + _NEAR])
     before, rest = _before(words.text, start), words.text[end : end + _NEAR]
+    bound, strict = _bound(before, rest[length:])
     number = Number(
         words.text[start : end + length].strip(),
         (start, end + length),
@@ -486,7 +562,8 @@ def _cardinal(words: _Words, position: int) -> tuple[Number, int]:
         0,
         worth=worth,
         unit=unit,
-        bound=_bound(before),
+        bound=bound,
+        strict=strict,
         word=True,
         label="" if unit else _label(before),
         noun="" if unit else _noun(rest),
@@ -499,14 +576,17 @@ def _before(text: str, start: int) -> str:
 
 
 def _fraction(text: str, start: int, end: int, share: float) -> Number:
+    bound, strict = _bound(_before(text, start))
     return Number(
         text[start:end],
         (start, end),
         100 * share,
         0,
         unit="%",
-        bound=_bound(_before(text, start)),
+        bound=bound,
+        strict=strict,
         word=True,
+        loose=True,
         same_as=((share, ""),),
     )
 
@@ -553,8 +633,25 @@ def _shared_units(text: str, numbers: list[Number]) -> list[Number]:
     return shared
 
 
+def _intervals(text: str, numbers: list[Number]) -> list[Number]:
+    """Both ends of an interval have a sign, if only one of them prints it: "-0.07 to 0.15", "from 0.07 to 0.15"."""
+    signed = list(numbers)
+    for i in range(1, len(signed)):
+        left, right = signed[i - 1], signed[i]
+        gap = text[left.span[1] : right.span[0]]
+        if left.step >= 1 or right.step >= 1 or left.word or right.word or not _TO.fullmatch(gap):
+            continue
+        if not (left.sign or right.sign or _FROM.search(_before(text, left.span[0]))):
+            continue
+        # "0.2-0.4" is a range; "0.2, -0.4" and "-0.4 - -0.2" have a minus of their own.
+        minus = re.search(r"[^\s][\s]*(?:\s|[,;–—])[-–]$", f"x{gap}") and not re.fullmatch(r"\s*[-–]", gap)
+        signed[i - 1] = replace(left, sign=left.sign or "+")
+        signed[i] = replace(right, sign=right.sign or ("-" if minus else "+"))
+    return signed
+
+
 def _ratios(text: str, numbers: list[Number]) -> list[Number]:
-    """ "1 in 5", "one in five", "three out of ten": a share as well as two numbers."""
+    """ "1 in 5", "one in five", "three out of ten": a share as well as two numbers. "0.04 in 10 laboratories" is none."""
     joined: list[Number] = []
     for number in numbers:
         if joined and number.kind == "quantity" and joined[-1].kind == "quantity" and not joined[-1].unit:
@@ -562,11 +659,17 @@ def _ratios(text: str, numbers: list[Number]) -> list[Number]:
             gap = text[first.span[1] : number.span[0]]
             if (
                 re.fullmatch(r"\s+(?:in(?:\s+every)?|out\s+of)\s+", gap)
+                and not (number.unit or first.label or first.glued or number.glued)
                 and 0 < first.value < number.value
                 and first.value <= 10
+                and first.value == int(first.value)
+                and first.step in (0, 1)
+                and number.value in _WHOLES
             ):
-                share = 100 * first.value / number.value
-                joined[-1] = replace(first, same_as=(*first.same_as, (share, "%")))
-                number = replace(number, same_as=(*number.same_as, (share, "%")))
+                share = Number(
+                    first.printed, first.span, 100 * first.value / number.value, 0,
+                    unit="%", bound=first.bound, strict=first.strict, word=True,
+                )  # fmt: skip
+                joined[-1], number = replace(first, share=share), replace(number, share=share)
         joined.append(number)
     return joined

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ class _Source:
         return figures.parse(self.text) + figures.parse(self.title) + (figures.parse(str(year)) if year else [])
 
     @cached_property
-    def quotable(self) -> tuple[str, ...]:
+    def quotable(self) -> tuple[_Quotable, ...]:
         return (*_quotable(self.text), *_quotable(self.title))
 
 
@@ -358,6 +359,7 @@ def _is(sources: Sequence[_Source]) -> str:
 
 _OPENING, _CLOSING = "“„«‟", "”»"
 _OMITTED = re.compile(r"\[[^\[\]]{0,300}\]|\(\s?\.\.\.\s?\)|\.\s?\.\s?\.(?:\s?\.)?|…")
+_MARKS = " \n\t,.;:!?"
 _QUOTES = str.maketrans(dict.fromkeys('‘’‚‛′`´ʼ“”„‟«»″"', "'"))
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―−", "-"))
 
@@ -370,8 +372,13 @@ def quotations(text: str) -> list[tuple[str, ...]]:
     """
     found = []
     for passage in _passages(text):
-        parts = tuple(part.strip(" \n\t,.;:!?") for part in _OMITTED.split(passage))
-        parts = tuple(part for part in parts if part)
+        stretches = [part.strip() for part in _OMITTED.split(passage)]
+        stretches = [part for part in stretches if part.strip(_MARKS)]
+        # A full stop before an omission says where a sentence ends; the last one may be the quoting text's own.
+        parts = tuple(
+            part.strip(_MARKS) + (part[-1] if i < len(stretches) - 1 and part[-1] in ".!?" else "")
+            for i, part in enumerate(stretches)
+        )
         if sum(len(part.split()) for part in parts) >= QUOTED_WORDS:
             found.append(parts)
     return list(dict.fromkeys(found))
@@ -409,10 +416,29 @@ def _opens(mark: str, before: str, after: str, open_mark: str | None, first: boo
     return not (first and closes)
 
 
-def _quotable(text: str) -> tuple[str, str]:
-    """A text as quotations are looked up in it: as it is, and with the hyphens of line ends dropped."""
+@dataclass(frozen=True)
+class _Quotable:
+    """A text as quotations are looked up in it, and where its sentences begin."""
+
+    text: str
+    starts: tuple[int, ...]
+
+
+def _quotable(text: str) -> tuple[_Quotable, _Quotable]:
+    """A text as it is, and with the hyphens of line ends dropped."""
     text = clean(text)
-    return _normal(text), _normal(re.sub(r"(?<=[^\W\d_])[-‐\u00ad]\s+(?=[^\W\d_])", "", text))
+    return _searchable(text), _searchable(re.sub(r"(?<=[^\W\d_])[-‐\u00ad]\s+(?=[^\W\d_])", "", text))
+
+
+def _searchable(text: str) -> _Quotable:
+    whole, starts, position = _normal(text), [0], 0
+    for sentence in sentences(text):
+        needle = _normal(sentence).strip("- ")
+        at = whole.find(needle, position) if needle else -1
+        if at >= 0:
+            starts.append(at)
+            position = at + len(needle)
+    return _Quotable(whole, tuple(dict.fromkeys(starts)))
 
 
 def _normal(text: str) -> str:
@@ -422,25 +448,50 @@ def _normal(text: str) -> str:
     return re.sub(r" ?-+ ?", "-", text)
 
 
-def _missing_quotes(quotes: Sequence[tuple[str, ...]], texts: Sequence[str]) -> list[tuple[str, ...]]:
+def _missing_quotes(quotes: Sequence[tuple[str, ...]], texts: Sequence[_Quotable]) -> list[tuple[str, ...]]:
     return [quote for quote in quotes if not any(_has(text, quote) for text in texts)]
 
 
-def _has(text: str, quote: tuple[str, ...]) -> bool:
-    """Are the stretches of a quotation in the text, in order, each from word to word?"""
-    position = 0
-    for part in quote:
-        needle = _normal(part)
-        while True:
-            at = text.find(needle, position)
-            if at < 0:
-                return False
-            position = at + 1
-            end = at + len(needle)
-            if not (_in_word(text, at) or _in_word(text, end)):
-                position = end
-                break
+def _has(source: _Quotable, quote: tuple[str, ...]) -> bool:
+    """Are the stretches of a quotation in the text, in order, each from word to word, and not spliced?
+
+    What an omission leaves out lies within a sentence. It may reach into the next one where the quotation shows it: the
+    stretch before it ends with a full stop, or the one behind it begins the sentence. Else "the effect … obtained the
+    difference" could be made of two sentences that say the opposite.
+    """
+    ends: list[int] = []
+    for number, part in enumerate(quote):
+        places = list(_places(source.text, _normal(part.strip(_MARKS))))
+        if number:
+            shown = quote[number - 1][-1] in ".!?"
+            places = [(at, end) for at, end in places if _follows(source, ends, at, shown)]
+        if not places:
+            return False
+        ends = [end for _, end in places]
     return True
+
+
+def _places(text: str, needle: str) -> Iterator[tuple[int, int]]:
+    """Where words stand in a text."""
+    at = text.find(needle)
+    while at >= 0:
+        end = at + len(needle)
+        if not (_in_word(text, at) or _in_word(text, end)):
+            yield at, end
+        at = text.find(needle, at + 1)
+
+
+def _follows(source: _Quotable, ends: Sequence[int], at: int, shown: bool) -> bool:
+    """May a stretch that begins here follow one that ends at one of these places? The nearest of them decides."""
+    place = bisect_right(ends, at) - 1
+    if place < 0:
+        return False
+    before = bisect_right(source.starts, max(0, ends[place] - 1)) - 1
+    here = bisect_right(source.starts, at) - 1
+    if before == here:
+        return True
+    begins = not source.text[source.starts[here] : at].strip(" '([-")
+    return here == before + 1 and (shown or begins)
 
 
 def _in_word(text: str, at: int) -> bool:

@@ -112,6 +112,11 @@ def test_the_projects_own_pairs_are_of_the_shipped_corpus() -> None:
         ("negation", "A nap increases alertness.", ["A nap does not increase alertness."]),
         ("causal upgrade", "Naps are strongly associated with health.", ["Naps cause health."]),
         ("dropped qualifier", "Naps may help most nurses in large trials.", ["Naps help most nurses in large trials.", "Naps may help nurses in large trials."]),
+        ("count put in", "It was 23.", ["It was 23 in 9,999 people.", "It was 23 in 14 places.", "It was 23 in nine places."]),
+        ("reversed bound", "It was so in more than 20 labs.", ["It was so in fewer than 20 labs."]),
+        ("changed sign", "The effect was d = 0.04.", ["The effect was d = -0.04."]),
+        ("changed sign", "It was from -0.07 to 0.15.", ["It was from 0.07 to 0.15."]),
+        ("spliced quote", "Short naps do improve the mood of nurses. Long naps do nothing for the mood of people.", ["As the authors put it, “naps do improve the … the mood of people”."]),
         ("fabricated author", "Naps help.", ["Nobody et al. (1901) found that naps help."]),
     ],
 )  # fmt: skip

@@ -160,6 +160,8 @@ RIGHT_QUOTES = [
     "„Twenty minutes were enough“",
     "“Short naps … in shift workers”",
     "“Short naps [they] improve alertness”",
+    "“improve alertness … Twenty minutes were enough”",  # reaches into the next sentence, and shows it
+    "“improve alertness in shift workers. … in a trial”",
     "“groggy, and well-being did not change”",
     "“groggy, and wellbeing did not change”",
     "“Naps  and\nalertness by title”".replace(" by title", ""),
@@ -184,6 +186,9 @@ def test_a_quotation_may_differ_in_marks_and_spaces_only(embedder: Embedder, quo
         "«Thirty minutes were enough»",
         "„Twenty minutes were not enough“",
         "“in shift workers … Short naps”",
+        "“Short naps … were enough in a trial”",  # spliced of two sentences
+        "“Short naps improve alertness … left people groggy”",
+        "“Short naps improve alertness. … left people groggy”",
         "“Short naps [never] improve alertness in all”",
         "“hort naps improve alert”",
         "“improve alertness in shift work”",
