@@ -9,6 +9,7 @@ Kinds of flags (check "citation"):
                         cites none), and of which these sources do not speak themselves either
     reference_list      a bibliography written by the model; ours is rendered from the records
     markup              an image, a link or HTML, which a viewer would obey
+    no_claims           nothing in the whole text says anything that could be checked
     unused_source       a source that no sentence cites: a note (NOTES), which makes no run fail
 
 What this cannot see: whether a source says what is claimed with it (grounding and entailment look at that), and whether
@@ -23,6 +24,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import kinds
 import mentions
 from common.citations import brackets, markup_at
 from ledger import Claim, Flag
@@ -30,16 +32,10 @@ from split import bare
 
 NOTES = frozenset({"unused_source"})
 
-# A number that is said of something: not a part of a name (COVID-19, B12), nor one that counts parts (Study 2).
-_NUMBER = re.compile(r"(?<![\w])(?<![^\W\d_][-‐‑–])(?<!\d[.,])\d")
-_LABEL = re.compile(
-    r"\b(?:study|studies|experiment|trial|table|fig|figure|type|phase|section|step|question|wave|chapter|grade|part|no|"
-    r"point|group|condition|hypothesis|version|model|appendix|option|source|sources|stage|aim|outcome)s?\.?\s*$",
-    re.I,
-)
-# One line of a bibliography: "Smith, J. A. (2019). …", "Smith J, Roe A. …. 2019;12:3", a DOI.
+# One line of a bibliography: "Smith, J. A. (2019). …", "Smith J, Roe A. …. 2019;12:3", a DOI. What opens the line is taken
+# once and not given back ("*+"): the two runs of marks share the asterisk, and a line of asterisks would be slow.
 _REFERENCE = re.compile(
-    r"^[ \t>*+-]*(?:\[?\w{1,6}\]?[.:)]?[ \t]+)?[*_]*(?:"
+    r"^[ \t>*+-]*+(?:\[?\w{1,6}\]?[.:)]?[ \t]+)?[*_]*+(?:"
     r"[^\W\d_][\w'’-]+,[ \t]+(?:[^\W\d_]\.[ -]?){1,4}[^\n]{0,300}?\(?\b(?:1[89]|20)\d\d[a-z]?\)?[.,:*_][ \t*_]"
     r"|[^\W\d_][\w'’-]+ [A-Z]{1,3}[,.][^\n]{0,400}?\b(?:1[89]|20)\d\d[^\n;]{0,10};[ ]?\d+"
     r")|^[^\n]{0,600}?\b(?:doi\.org/|doi:[ ]?)10\.\d{4}|^[ \t#*_>-]*(?:references|bibliography|works cited)[*_]*:[*_ ]*\S"
@@ -86,7 +82,7 @@ def _of_claim(claim: Claim, library: _Library) -> list[Flag]:
     cites = claim.cited or claim.unknown or claim.malformed
     if not cites and claim.kind in ("fact", "method"):
         found.append(flag("uncited", f"a {claim.kind} without a citation"))
-    if not cites and claim.kind != "meta" and (number := _number(said, named)):
+    if not cites and claim.kind != "meta" and (number := kinds.number(said, named)):
         found.append(flag("number_uncited", f"the number {number} without a citation"))
     for source in claim.unknown:
         found.append(flag("unknown_source", f"{source} was never retrieved", source))
@@ -94,15 +90,6 @@ def _of_claim(claim: Claim, library: _Library) -> list[Flag]:
         found.append(flag("malformed_citation", f"{bracket[:_SHOWN]} is not in the form [S1]"))
     found += [flag("author_year", detail) for detail in library.contradictions(named, claim.cited)]
     return found
-
-
-def _number(said: str, named: Iterable[mentions.Mention]) -> str | None:
-    years = {mention.year_span[0] for mention in named if mention.year_span}
-    for match in _NUMBER.finditer(said):
-        if match.start() in years or _LABEL.search(said[max(0, match.start() - 20) : match.start()]):
-            continue
-        return said[match.start() : match.start() + 30].split()[0].rstrip(".,;:)")
-    return None
 
 
 class _Library:
@@ -184,11 +171,13 @@ def _of_text(text: str, claims: Sequence[Claim], library: _Library) -> list[Flag
                 claims[number].id if inside else None,
             )
         )
+    if all(claim.kind == "meta" for claim in claims):
+        found.append(Flag("citation", "no_claims", "the text makes no claim that could be checked"))
     # Headings and headers of tables are no claims, but they must not name authors that no source has either.
     ends = [0, *(claim.span[1] for claim in claims)]
     for start, end in zip(ends, [*starts, len(text)], strict=True):
         for line in text[start:end].split("\n"):
-            if any(char.isdigit() for char in line) or "et al" in line:
+            if any(char.isdigit() for char in line) or any(word in line for word in ("et al", " and ", "&")):
                 said = unicodedata.normalize("NFC", bare(_without(line)))
                 for detail in library.contradictions(mentions.find(said), ()):
                     found.append(Flag("citation", "author_year", detail))

@@ -4,15 +4,19 @@
 
 What this can see is wording. It cannot see what a sentence means: a guess in plain words is a fact here, and a claim
 that is dressed up as doubt ("it is unclear why naps cure cancer") is a hedge. Where rules are in doubt they say fact,
-since facts are what must be cited. "May" and "could" alone make no hedge: what may be so needs a source, too. How often
+since facts are what must be cited; and what would be meta is a fact once it cites, quotes or states a figure, since
+nothing else looks at meta. "May" and "could" alone make no hedge: what may be so needs a source, too. How often
 the rules are right is measured in tests/client/test_split.py and printed in docs/claims.md.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import mentions
 from ledger import Kind
 
 
@@ -152,8 +156,70 @@ def lists_references(heading: str) -> bool:
     return bool(_REFERENCES.search(heading))
 
 
-def of(bare: str, cites: bool = False) -> Kind:
-    """The kind of a sentence that stands under an ordinary heading. `cites`: it has a citation."""
+# --- numbers and quotations -------------------------------------------------------------------------------------------
+
+# A number that is said of something: not a part of a name (COVID-19, B12), nor one that counts parts (Study 2).
+_NUMBER = re.compile(r"(?<![\w])(?<![^\W\d_][-‐‑–])(?<!\d[.,])\d")
+_LABEL = re.compile(
+    r"\b(?:study|studies|experiment|trial|table|fig|figure|type|phase|section|step|question|wave|chapter|grade|part|no|"
+    r"point|group|condition|hypothesis|version|model|appendix|option|source|sources|stage|aim|outcome)s?\.?\s*$",
+    re.I,
+)
+# What the figures of a sentence about this text may say: how many sources there are, and of which years.
+_OF_SOURCES = re.compile(
+    rf"\d{{1,3}} (?:(?:out )?of (?:the )?(?:\d{{1,3}} )?)?(?:(?:retrieved|provided|available|given|numbered|cited|listed|"
+    rf"remaining|other|included|most|recent|older|newer|relevant) ){{0,3}}{_SOURCES}\b(?! of\b)",
+    re.I,
+)
+_IN_YEAR = re.compile(
+    r"\b(?:in|since|from|until|between|before|after|to|and|through) (?=(?:1[5-9]|20)\d\d(?: ?(?:$|[.,;:)?!–-])| (?:to|and|until)\b))",
+    re.I,
+)
+_PER_CENT = re.compile(r"\bper ?cent\b", re.I)
+_QUOTED = re.compile('[“„"«]([^“”„"«»]*)[”“"»]|‘([^‘’]*)’|「([^「」]*)」')
+_SHORTEST_QUOTE = 3  # words
+
+
+def number(said: str, named: Iterable[mentions.Mention]) -> str | None:
+    """The first number that is said of something; years of `named` works are none."""
+    place = _number_at(said, {mention.year_span[0] for mention in named if mention.year_span})
+    return None if place is None else said[place : place + 30].split()[0].rstrip(".,;:)")
+
+
+def _number_at(said: str, skipped: set[int]) -> int | None:
+    for match in _NUMBER.finditer(said):
+        if match.start() not in skipped and not _LABEL.search(said[max(0, match.start() - 20) : match.start()]):
+            return match.start()
+    return None
+
+
+def states_figure(said: str) -> bool:
+    """Does this say a figure of the world: not of how many sources there are, nor only in which year?"""
+    if _PER_CENT.search(said):
+        return True
+    if not any(char.isdigit() for char in said):
+        return False
+    said = unicodedata.normalize("NFC", said)
+    skipped = {mention.year_span[0] for mention in mentions.find(said) if mention.year_span}
+    for match in _OF_SOURCES.finditer(said):
+        skipped |= {match.start() + digit.start() for digit in _NUMBER.finditer(match.group())}
+    skipped |= {match.end() for match in _IN_YEAR.finditer(said)}
+    return _number_at(said, skipped) is not None
+
+
+def _quotes(said: str) -> bool:
+    return any(len("".join(match.groups("")).split()) >= _SHORTEST_QUOTE for match in _QUOTED.finditer(said))
+
+
+def of(bare: str, cites: bool = False, closing: bool = False) -> Kind:
+    """The kind of a sentence. `cites`: it has a citation; `closing`: it stands in a part where all is meta by itself."""
+    kind = "meta" if closing else _by_wording(bare, cites)
+    if kind != "meta" or not any(char.isalnum() for char in bare):
+        return kind
+    return "fact" if cites or states_figure(bare) or _quotes(bare) else "meta"
+
+
+def _by_wording(bare: str, cites: bool) -> Kind:
     words = bare.split()
     if not any(char.isalpha() for char in bare):
         return "fact" if any(char.isdigit() for char in bare) else "meta"
@@ -190,7 +256,8 @@ def _clauses(bare: str) -> list[str]:
 def rules() -> str:
     """The rules as text, in the order in which they are tried."""
     lines = [f"{number}. {rule.kind}: {rule.says}" for number, rule in enumerate(RULES, 1)]
-    return "\n".join([*lines, f"{len(lines) + 1}. fact: everything else"])
+    last = "fact: everything else, and what 1 to 6 call meta if it cites, quotes three words or states a figure"
+    return "\n".join([*lines, f"{len(lines) + 1}. {last}"])
 
 
 if __name__ == "__main__":

@@ -1,20 +1,24 @@
 """Authors and years that a text names ("Smith et al. (2019)"), and whether they fit a source's metadata.
 
-Read as a person would: from each year back to the names before it (or on to those after "by"), word by word. It knows
+Read as a person would: from each year back to the names before it (or on to those after "by"), word by word; and from a verb that tells ("found", "showed by") to two names that are joined
+right beside it. It knows
 several authors, "et al.", "and colleagues", initials, particles (van, de), the possessive, a year's letter (2019a),
 lists of years, and "et al." without a year. Spelling is compared without diacritics and case (Müller, Mueller, Muller).
 
 What it cannot see: names in scripts without capitals, organisations by an acronym that no source explains, "Smith 2019"
-where the name is also a place, a month or a common word of papers, and a single name without year and without "et al.".
+where the name is also a place, a month or a common word of papers, a single name without year and without "et al."
+("Wang's trial"), and two names without year that stand away from a verb which tells.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 _TOKEN = re.compile(r"[^\W\d_](?:[\w'’\u0300-\u036f]|[-‐‑](?=\w))*|\d+[a-z]?(?![\w])|\d+|[^\w\s]")
@@ -29,6 +33,13 @@ _PREPOSITIONS = frozenset("in across at from within for among throughout on near
 _TELLS = frozenset(
     "their his her reported found showed argued published proposed described wrote concluded suggested replicated introduced".split()
 )
+_JOINED_TELL = _TELLS - {"their", "his", "her"} | frozenset(
+    "find show report argue propose describe conclude suggest claim claimed demonstrate demonstrated discovered observed "
+    "observe noted note confirmed confirm estimated estimate tested test examined examine studied study investigated "
+    "compared conducted ran reviewed review failed showed shown questioned criticised criticized challenged established "
+    "documented measured developed reanalysed reanalyzed pooled stated state says said think thought believe write".split()
+)
+_BETWEEN = frozenset("also have has had later first again then both could did would".split())
 _WORKS = frozenset(
     "study studies trial trials paper papers team group lab laboratory review experiment experiments work article report "
     "analysis replication meta-analysis results findings data book".split()
@@ -36,6 +47,7 @@ _WORKS = frozenset(
 _POSSESSIVE = re.compile(r"['’]s?$")
 _PLACES = frozenset("in at from near around since until".split())
 _SUFFIXES = frozenset("jr sr ii iii iv".split())
+_TELLS_BY = 5  # words between what tells and "by": "was found in several trials by Smith and Jones"
 _BY_WORDS = 4  # between a year and "by": "the 2019 multi-site trial by Smith"
 _LONGEST_LIST = 30  # names
 
@@ -43,7 +55,9 @@ _LONGEST_LIST = 30  # names
 _FUNCTION_WORDS = frozenset(
     "a an the this that these those it its in on at by from since until till during between after before around about "
     "of for to as and or but if when while where whereas although though because however moreover furthermore also both "
-    "all most many some several few no none not only then thus here there see cf".split()
+    "all most many some several few no none not only then thus here there see cf consequently additionally similarly "
+    "likewise finally overall indeed instead nevertheless nonetheless later recently earlier meanwhile notably hence "
+    "importantly interestingly subsequently accordingly conversely specifically still yet further first second".split()
 )
 # …unless "et al." follows: some are names, too.
 _NOT_NAMES = _FUNCTION_WORDS | frozenset(
@@ -121,7 +135,21 @@ def find(text: str) -> list[Mention]:
             if names:
                 span = (names.first, token.end)
                 found.append(Mention(tuple(names.families), None, text[slice(*span)], span, None))
-    return sorted(found, key=lambda mention: mention.span)
+    found.sort(key=lambda mention: mention.span)
+    return sorted([*found, *_joined(reader, found)], key=lambda mention: mention.span)
+
+
+def _joined(reader: _Reader, found: list[Mention]) -> list[Mention]:
+    """Two or more names without year beside a verb that tells, where no mention was `found` (sorted) yet."""
+    starts = [mention.span[0] for mention in found]
+    ends = list(accumulate((mention.span[1] for mention in found), max))
+    more: dict[tuple[int, int], Mention] = {}
+    for names in reader.joined():
+        span = (names.first, names.last)
+        before = bisect_left(starts, span[1])
+        if not (before and ends[before - 1] > span[0]):
+            more[span] = Mention(tuple(names.families), None, reader.text[slice(*span)], span, None)
+    return list(more.values())
 
 
 @dataclass
@@ -307,6 +335,29 @@ class _Reader:
             place += 1
         return self._names_after(place + 1) if self._low(place) == "by" else None
 
+    def joined(self) -> Iterator[_Names]:
+        """ "Smith and Jones found …", "found by Smith and Jones", "according to Smith & Jones"."""
+        told = -_TELLS_BY - 2  # where the last word that tells, or that names a work, was
+        for number, token in enumerate(self.tokens):
+            low = token.low
+            names = None
+            if low in _JOINED_TELL and token.text.islower():
+                place = number - 1
+                if self._low(place) in _BETWEEN or (
+                    self._low(place).endswith("ly") and self.tokens[place].text.islower()
+                ):
+                    place -= 1
+                if self._is_name(place):
+                    names = self.names_before(place, set())
+            elif (low == "by" and number - told <= _TELLS_BY + 1) or (
+                low == "to" and self._low(number - 1) == "according"
+            ):
+                names = self._names_after(number + 1)
+            if low in _JOINED_TELL or low in _WORKS:
+                told = number
+            if names and names.pair:
+                yield names
+
     def _names_after(self, place: int) -> _Names | None:
         names = _Names([], self.tokens[place].start if place < len(self.tokens) else 0, 0, set())
         while len(names.families) < _LONGEST_LIST:
@@ -409,7 +460,7 @@ def stands_in(mention: Mention, text: str) -> bool:
     first, *more = (fold(family) for family in mention.families)
     for match in re.finditer(rf"\b{re.escape(first)}\b", text):
         if mention.year is None:
-            return True
+            return all(family in text for family in more)
         near = text[max(0, match.start() - 80) : match.end() + 80]
         if str(mention.year) in near and all(family in near for family in more):
             return True

@@ -1,8 +1,8 @@
 """A synthesis split into claims: each sentence with its exact place, its citations, and its kind.
 
 Nothing is changed and nothing is lost: every letter of the text is in a claim, save those of headings, list markers, a
-table's header and fence lines; and these become a claim, too, where they cite or where a heading is a whole sentence or
-states a figure. The text is Markdown as models write it: paragraphs, lists (also nested), tables (a row is a claim),
+table's header and fence lines; and these become a claim, too, where they cite or state a figure, or where a heading is
+a whole sentence. The text is Markdown as models write it: paragraphs, lists (also nested), tables (a row is a claim),
 quotes, bold lead-ins, fences (what is inside is text). Sentences inside a quotation or parenthesis belong to the one
 around them.
 
@@ -38,9 +38,15 @@ _BOLD_LINE = re.compile(r"[ \t]*(\*\*|__)(?=\S)([^*_]+)\1[ \t]*(:?)[ \t]*$")
 _TABLE_RULE = re.compile(r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
 _ROW = re.compile(r"[ \t]*\|")
 _STOPPED = re.compile(r"[.!。！][\"'”’)\]*_]*$")
-_FIGURE = re.compile(r"\d\s?(?:%|per ?cent\b)|[=<>≤≥]\s?[-+−]?\.?\d")  # a heading with this claims something
+# Numbers that name or count the parts of a text, of a table or of a study, and so claim nothing in a heading.
+_NUMBERING = re.compile(r"^\W*(?:\d{1,2}[.)]|\d{1,2}(?:\.\d{1,2})+\.?(?=\s+[^\W\d_a-z]))\s")
+_UNIT = re.compile(
+    r"\b\d\d ?% ?(?:CI|CrI|confidence|credible)\b(?!\W{0,3}\d)|\b(?:day|week|month|year|session|visit|time|level|arm|site|sample)s? \d{1,3}\b(?! ?%)",
+    re.I,
+)
 _BARE_HEADING_LEVEL = 7  # a bold line: below every numbered level
 _LONGEST_LABEL = 12  # words: a longer bold line is a sentence, whether or not it ends with a full stop
+_LONGEST_BOLD_LABEL = 5  # words: a longer bold line that no colon ends is taken for a sentence
 _SHORTEST_SENTENCE = 4  # words: a shorter heading that ends with a full stop is a heading
 _SHORT_LINE = 40  # characters: a line that ends earlier, before a capital, was not wrapped but ended
 
@@ -430,6 +436,9 @@ def split(text: str, known: Collection[str]) -> list[Claim]:
     claims: list[Claim] = []
     section = ""
     closing = 0  # the level of the heading under which everything is meta
+    lead_in = (
+        ""  # of a closing part without a heading: its label stood alone, or what of it was last (paragraph, item, list)
+    )
     follows = False  # does this block follow the last claim, with no heading between them?
     for block in _blocks(text):
         plain = _plain(text, block)
@@ -437,15 +446,25 @@ def split(text: str, known: Collection[str]) -> list[Claim]:
             title = bare(plain.text)
             if not closing or block.level <= closing:
                 closing = block.level if kinds.changes(title) or kinds.lists_references(title) else 0
+                lead_in = ""
             section = title.rstrip(":").rstrip()
             follows = False
             if not plain.marks and not _claims_something(block, title):
                 continue
-        elif block.shape == "header" and not plain.marks:
+        elif block.shape == "header" and not plain.marks and not _states_figure(bare(plain.text)):
             continue
         elif block.shape in ("text", "item") and (label := _label(plain.text)):
             # "**What would change this:** a trial …", "What would change this?"
             closing, section, follows = _BARE_HEADING_LEVEL, label, False
+            lead_in = _lead_in(plain.text, label, block.shape)
+        elif lead_in:
+            # Such a part has one paragraph and one list: what comes then is the answer again.
+            if block.shape == "item" and lead_in != "item":
+                lead_in = "list"
+            elif block.shape == "text" and lead_in == "alone":
+                lead_in = "paragraph"
+            else:
+                closing, lead_in, section = 0, "", ""
         sentences = _in_block(block, plain)
         if follows and block.shape == "text" and sentences and not _ALNUM.search(sentences[0].plain):
             _extend(claims[-1], text, sentences.pop(0), known)
@@ -460,8 +479,20 @@ def _claims_something(block: _Block, title: str) -> bool:
     if not _LETTER.search(title):
         return False
     words = len(title.split())
-    long = block.level == _BARE_HEADING_LEVEL and words > _LONGEST_LABEL
-    return long or bool(_FIGURE.search(title)) or (words >= _SHORTEST_SENTENCE and bool(_STOPPED.search(title)))
+    long = block.level == _BARE_HEADING_LEVEL and words > _LONGEST_BOLD_LABEL and not title.endswith((":", "："))
+    return long or _states_figure(title) or (words >= _SHORTEST_SENTENCE and bool(_STOPPED.search(title)))
+
+
+def _states_figure(title: str) -> bool:
+    return kinds.states_figure(_UNIT.sub("", _NUMBERING.sub("", title)))
+
+
+def _lead_in(plain: str, label: str, shape: str) -> str:
+    """Is there more in the block than the label that opens the closing part?"""
+    behind = bare(plain)[len(label) :]
+    if not any(char.isalnum() for char in behind):
+        return "alone"
+    return "item" if shape == "item" else "paragraph"
 
 
 def _label(plain: str) -> str:
@@ -509,7 +540,7 @@ def _claim(
 ) -> Claim:
     start, end = sentence.span
     said = bare(_CELLS.sub(" | ", sentence.plain).strip(" |") if shape in ("row", "header") else sentence.plain)
-    kind = "meta" if closing else kinds.of(said, bool(sentence.marks))
+    kind = kinds.of(said, bool(sentence.marks), closing)
     claim = Claim(f"C{number}", text[start:end], said, (start, end), section, kind)
     _cite(claim, sentence.marks, known)
     return claim

@@ -68,14 +68,30 @@ def brackets(text: str) -> list[Bracket]:
 # What a source or a question can talk a model into, and what a Markdown viewer would obey: pictures and pages from
 # elsewhere, and a reference list that did not come from the records.
 # Nothing here may look twice at the same stretch: a hostile text would make it slow.
+# Words that a viewer takes for a tag even where no ">" ends it. Of others ("<y") a whole tag must be there, or it must
+# open a line: "a<b" and "n <30" are prose.
+_TAGS = (
+    "address|applet|article|aside|audio|basefont|bdo|bgsound|big|blink|blockquote|br|button|canvas|caption|center|cite|code|"
+    "col|colgroup|datalist|dd|del|details|dialog|dir|div|dl|dt|fieldset|figcaption|figure|font|footer|frame|frameset|"
+    "h[1-6]|head|header|hgroup|hr|iframe|ins|kbd|label|legend|li|listing|main|map|mark|marquee|math|menu|menuitem|nav|"
+    "noembed|noframes|noscript|ol|optgroup|option|output|param|picture|plaintext|portal|pre|progress|samp|search|section|"
+    "select|slot|small|source|span|strike|strong|sub|summary|sup|table|tbody|td|template|textarea|tfoot|th|thead|title|tr|"
+    "track|tt|ul|var|wbr|xmp"
+)
+_ATTRIBUTE = r"""\s+[a-z_:@][\w.:@-]*+(?:\s*+=\s*+(?:"[^"<>]*+"|'[^'<>]*+'|[^\s"'=<>`]++))?+"""
 _MARKUP = (
     ("image", re.compile(r"!\[[^\[\]\n]*\]\s*[(\[]")),
     ("link", re.compile(r"(?<!!)\[[^\[\]\n]*\]\((?:[^)\n]{0,500}\))?")),
     (
         "html",
         re.compile(
-            r"<\s*(?:/\s*)?(?:a|base|body|embed|form|html|iframe|img|input|link|meta|object|script|style|svg|video)\b",
-            re.I,
+            r"<\s*(?:/\s*)?(?:a|base|body|embed|form|html|iframe|img|input|link|meta|object|script|style|svg|video)\b"
+            rf"|</?(?:{_TAGS})\b"
+            r"|<!(?:--|\[|[a-z]+)|<\?"  # from here on a viewer hides everything up to an end that may never come
+            rf"|</?[a-z][\w:.-]*+(?:{_ATTRIBUTE})*+\s*+/?>"
+            r"|^[ \t>]*</?[a-z][\w:.-]*(?=[\s/>]|$)"
+            r"|<[a-z][a-z0-9+.-]{1,31}:[^\s<>]*>|<[^\s<>@]{1,64}@[^\s<>]+>",
+            re.I | re.M,
         ),
     ),
     (

@@ -55,7 +55,8 @@ def found(text: str, manifest: Sequence[dict[str, Any]] = MANIFEST) -> list[tupl
         ("It rose by 14 %.", [("C1", "uncited"), ("C1", "number_uncited")]),
         ("It is unclear whether 3 doses are enough.", [("C1", "number_uncited")]),
         ("It is unclear whether COVID-19, B12 or Study 2 is why.", []),
-        ("The sources do not address 12 things.", []),
+        ("The sources do not address 12 things. It is unclear.", [("C1", "uncited"), ("C1", "number_uncited")]),
+        ("The 12 sources are old. All of the 3 sources are from 2019. It is unclear.", []),
         ("Naps help [S9, S1] and [S8].", [("C1", "unknown_source")] * 2),
         ("Naps help [3] [S1, p. 4].", [("C1", "malformed_citation")] * 2),
         ("Naps help ![x](http://e) [S1].", [("C1", "markup")]),
@@ -63,9 +64,14 @@ def found(text: str, manifest: Sequence[dict[str, Any]] = MANIFEST) -> list[tupl
         ("Naps help [S1] https://doi.org/10.1000/naps.", [("C1", "reference_list")]),
         ("Naps help [S1].\n\n**Sources:** [S1], [S2]", [("C2", "reference_list")]),
         ("Naps help [S1].\n\nReferences to naps abound [S1]. Sources: none, says Roe, J. [S1].", []),
-        ("## What would change this\nA trial of 500 nurses. Naps cure all.", []),
+        ("## What would change this\nA large trial of nurses. Naps cure all.\n\n# Next\nIt is unclear.", []),
+        ("## What would change this\nNaps help 40 nurses. Naps help [S1].", [("C1", "uncited"), ("C1", "number_uncited")]),
+        ("I cannot answer.", [(None, "no_claims")]),
+        ("[S1] [S2] [S3]", [(None, "no_claims")]),
+        ("# Naps cure 40 patients", [("C1", "uncited"), ("C1", "number_uncited")]),
+        ("Naps help [S1].\n\n<!-- [S2]", [("C1", "markup")]),
         ("| Study | d |\n|---|---|\n| Roe 2019 | .1 |\n| Poe | .2 [S1] |", [("C1", "uncited"), ("C1", "number_uncited")]),
-        ("", []),
+        ("", [(None, "no_claims")]),
     ],
 )  # fmt: skip
 def test_what_is_flagged(text: str, expected: list[tuple[str | None, str]]) -> None:
@@ -121,7 +127,10 @@ def test_each_claim_is_told_what_was_found_and_the_check_repeats_itself() -> Non
         "Roe and Poe (2019) is uncited here.", "In Denmark (2019) and in March 2019, it rose by 2019 points [S1].",
         "The trial (n = 40, 2019) ran from Monday 2004 to 2018 [S1].", "WHO (2018) and DSM-5 (2013) agree [S1].",
         "In the Olympic Games 2012 and at Lyon 2014 it rose [S1].", "Between 1999 and 2004, Norway and Sweden, 2001, lost [S1].",
-        "In Lyon, Roe and Poe (2019) found it [S1].",
+        "In Lyon, Roe and Poe (2019) found it [S1].", "Roe and Poe found it [S1].", "It was shown in a trial by Roe & Poe [S1].",
+        "In 2019, Roe and Poe showed it [S1].", "According to Van den Berg, Müller-Lyer and O’Brien, it helps [S2].",
+        "However, Roe and Poe also found it [S1].", "It was caused by Parkinson and Alzheimer [S1].", "Naps and coffee showed it [S1].",
+        "Norway and Sweden reported it [S1].", "Wang's large trial found it [S1].", "Wang found it [S1].",
     ],
 )  # fmt: skip
 def test_authors_and_years_that_fit(text: str) -> None:
@@ -140,6 +149,9 @@ def test_authors_and_years_that_fit(text: str) -> None:
         "Roe (2019, 2020) found it [S1].", "- Doe, J. (2019). Naps [S1].", "# What Doe (2019) said\n\nNaps [S1].", "Strack (2016) failed [S3].",
         "| Doe 2019 | .1 | [S1] |", "Doe 2019 found it [S1].", "Zoe\u0308 et al. (2019) found it [S1].", "Doe and Roe, 2019 [S1].",
         "Doe et. al. (2019) [S1].", "Doe & al. found it [S1].", "Doe et al.'s trial (2019) helps [S1].", "Doe’s large study of 2019 [S1].",
+        "Smith and Jones found that naps help [S2].", "Naps help, as found by Garcia and Muller in nurses [S2].",
+        "Smith & Jones later reported it [S2].", "Smith, Roe and Jones argued it [S1].", "A trial by Doe and Roe says so [S1].",
+        "According to Doe and Roe, it helps [S1].", "# Smith and Jones found it\n\nNaps [S1].",
         "Doe and Roe in 2019 [S1].", "Doe and Roe, in their 2019 paper, agree [S1].",
     ],
 )  # fmt: skip
@@ -256,7 +268,7 @@ def _columns(line: str) -> int:
     "piece",
     [
         "2019, ", "Smith (2019) ", "Smith, ", "Smith and ", "et al. ", "A. ", "by 2019 ", "al. 2019 ", "Smith, J. (2019). ", "1 ",
-        "x doi:", "](", "[S9]. ", "Smith 2019. ", "\n[S1]", "# A 2019\n", "- ", "<", "Roe (2019). ", "a ",
+        "x doi:", "](", "[S9]. ", "Smith 2019. ", "\n[S1]", "# A 2019\n", "*", "* ", "_", "**_", "“", '"', "Smith and Jones found ", "by Smith and Jones found ", "found ", "- ", "<", "Roe (2019). ", "a ",
     ],
 )  # fmt: skip
 def test_hostile_text_costs_linear_time(piece: str) -> None:

@@ -175,15 +175,42 @@ def test_each_claim_knows_its_section() -> None:
         "## Falsifiability",
         "What would change this?",
         "What would change this:",
-        "**What would change this:** Some trial.",
     ],
 )
 def test_all_that_is_under_the_closing_heading_is_meta(heading: str) -> None:
-    text = f"# T\nNaps cure all.\n\n{heading}\n\nA trial with 500 nurses finds no effect.\n\n- Naps kill.\n\n# Next\nNaps cure all."
+    text = f"# T\nNaps cure all.\n\n{heading}\n\nA trial with nurses finds no effect.\n\n- Naps kill.\n\n# Next\nNaps cure all."
     kinds = [claim.kind for claim in split(text, KNOWN)]
     assert kinds[0] == kinds[-1] == "fact"
     assert set(kinds[1:-1]) == {"meta"}
     assert len(kinds) >= 4
+
+
+@pytest.mark.parametrize(
+    ("synthesis", "expected"),
+    [
+        ("What would change this: nothing. It is real [S2].\n\nNaps cure all.", ["meta", "fact", "fact"]),
+        ("**What would change this:** Some trial.\n- one\n\nNaps cure all.", ["meta", "meta", "fact"]),
+        ("What would change this:\n\n- a trial\n- a review\n\nNaps cure all.", ["meta", "meta", "meta", "fact"]),
+        ("What would change this?\n\nA trial.\n\nNaps cure all.", ["meta", "meta", "fact"]),
+        ("- What would change this: a trial.\n- Naps cure all.", ["meta", "fact"]),
+        ("## What would change this\n\nA trial.\n\nIt kills 40 mice.\n\nIt “kills all the mice”. Maybe.", ["meta", "fact", "fact", "meta"]),
+        ("## References\n\nNaps kill 40% of mice.", ["fact"]),
+    ],
+)  # fmt: skip
+def test_the_closing_part_ends_and_hides_no_claim(synthesis: str, expected: list[str]) -> None:
+    assert [claim.kind for claim in split(synthesis, KNOWN)] == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "claims"),
+    [
+        ("## Naps cure 40 patients", 1), ("## 2. Naps", 0), ("## 2.1 Naps", 0), ("## Study 2", 0), ("## Trials since 2016", 0),
+        ("## Roe (2019)", 0), ("**Naps cure every kind of cancer**", 1), ("**The evidence for and against naps:**", 0),
+        ("**Naps and memory**", 0), ("| Naps cure 40 patients | x |\n|---|---|", 1), ("| Study | 95% CI | week 4 |\n|---|---|---|", 0),
+    ],
+)  # fmt: skip
+def test_titles_that_claim_something(line: str, claims: int) -> None:
+    assert len(split(f"{line}\n", KNOWN)) == claims
 
 
 # --- for every text ---------------------------------------------------------------------------------------------------
@@ -278,7 +305,8 @@ def test_adding_citations_changes_no_sentence(parts: list[tuple[str, str, int]],
     [
         "a.[S1]", "a. [S1] ", "A. ", "al. ", "[S1]", "[1]. ", "\n[S1]", "a\n[S1]\n", "- ", "- x\n", "> ", "1. ", "**",
         "**a** ", "| a |\n", "|-", "#", " ", "\n", "...", "(", "“", "(“", '"', "a\n", "e.g. ", "Aa. [S1]\n\n", "_", "**x**\n\n",
-        "- **x**\n", "No. 1 ", "if ", "not ", "the sources ", "evidence ", "a。", "](", "[x](", "a\n---\n", "a|b\n-|-\n",
+        "- **x**\n", "No. 1 ", "if ", "not ", "the sources ", "evidence ", "a。", "](", "[x](", "a\n---\n", "a|b\n-|-\n", "*",
+        "I have 4 ", "I have “", "3 of the ", "the sources in 2019 ", "# 4 \n", "What would change this: a\n\n",
     ],
 )  # fmt: skip
 def test_hostile_text_costs_linear_time(piece: str) -> None:
@@ -309,6 +337,12 @@ def labelled() -> list[dict[str, str]]:
         ("There is no evidence that vaccines cause autism.", "fact"),
         ("Two sources of iron were compared.", "fact"),
         ("The sources do not show that naps help.", "meta"),
+        ("The sources do not show that naps help 40 nurses.", "fact"),
+        ("The sources do not say that “naps help all nurses”.", "fact"),
+        ("The sources do not use the word “nap”.", "meta"),
+        ("Only 3 of the 12 retrieved sources are from 2019.", "meta"),
+        ("Why do naps cure most per cent of cancers?", "fact"),
+        ("The sources disagree [S1].", "fact"),
         ("No retrieved source shares enough words with the question.", "meta"),
     ],
 )

@@ -77,6 +77,21 @@ def test_brackets_are_found_where_they_stand_with_footnote_marks() -> None:
         ("Naps help [S1].\n**Bibliography:**", ["reference list"]),
         ("Naps help [S1].\n\n## 5. Literature cited ##\n- x", ["reference list"]),
         ("See [x](" + "y" * 900 + ") [S1].", ["link"]),
+        ("Naps help.\n\n<!-- [S2]", ["html"]),
+        ("Naps <details> help </details>", ["html", "html"]),
+        ("<details\nopen>", ["html"]),
+        ("x<y and z > 3", ["html"]),  # a viewer takes this for a tag, too
+        ("<!DOCTYPE x", ["html"]),
+        ("<?php", ["html"]),
+        ("<![CDATA[ x", ["html"]),
+        ("<x-y a='1' b>", ["html"]),
+        ("a <b\nonclick=f()>", ["html"]),
+        ("\n> <p\nx", ["html"]),
+        ("<https://evil.example/?q=1> <a@evil.example>", ["html", "html"]),
+        (
+            "p<.05, a<b, a<b and c, n < 30, n <30, x <y, x<y; z > 3, x <y, but z > 3; r <alpha (all), d>.3, <, <<, <!, x<",
+            [],
+        ),
         ("Naps help [S1] (p < .05, a<b) [S2, S3].\nReferences to sleep abound [S1].", []),
     ],
 )
@@ -85,10 +100,40 @@ def test_markup_that_is_not_plain_cited_text_is_flagged(text: str, details: list
 
 
 @pytest.mark.parametrize(
-    "piece", ["![", "[", "[](", "<", "< ", "\n", "[S1", "[S1, ", "[s", "[1,", "【1", "[^", "# ", "- ", "*_", "[S1]\n"]
+    "piece",
+    [
+        "![",
+        "[",
+        "[](",
+        "<",
+        "< ",
+        "\n",
+        "[S1",
+        "[S1, ",
+        "[s",
+        "[1,",
+        "【1",
+        "[^",
+        "# ",
+        "- ",
+        "*_",
+        "[S1]\n",
+        "<a",
+        "<x ",
+        "<x a=",
+        "<x a = b ",
+        "<x a='",
+        "<!",
+        "<?",
+        "<x:",
+        "<x@",
+        "</",
+        "<x y",
+        " a",
+    ],
 )
 def test_hostile_text_costs_linear_time(piece: str) -> None:
-    text = piece * (100_000 // len(piece)) + " " * 100_000 + "x"
+    text = "<x " + piece * (100_000 // len(piece)) + " " * 100_000 + "x"
     started = time.process_time()
     brackets(text)
     malformed(text)
