@@ -18,6 +18,7 @@ import re
 import shutil
 import time
 import uuid
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +65,36 @@ class Bundle:
 
 
 def markdown(
-    question: str, domain: str, text: str, manifest: list[dict[str, Any]], cited: list[str], notes: list[str]
+    question: str,
+    domain: str,
+    text: str,
+    manifest: Sequence[dict[str, Any]],
+    cited: Collection[str],
+    notes: Sequence[str],
 ) -> str:
-    """The synthesis as it is read: question, notes, text, and the references of what it cites, from the metadata."""
+    """The synthesis as a page: nothing of a record becomes a link, an image or a tag in it."""
+    return page(question, domain, clean(text).strip(), manifest, cited, notes, plain) + "\n"
+
+
+def page(
+    question: str,
+    domain: str,
+    body: str,
+    manifest: Sequence[dict[str, Any]],
+    cited: Collection[str],
+    notes: Sequence[str],
+    shown: Callable[[str], str] = clean,
+) -> str:
+    """Question, notes, text, and the references of what it cites, from the metadata. `body` is fit to be shown already;
+    what comes from records goes through `shown`."""
     quoted = "\n".join(f"> {line}".rstrip() for line in clean(question).split("\n"))
-    parts = [quoted, *(f"*{note}*" for note in notes), clean(text).strip()]
-    listed = [f"- [{entry['id']}] {plain(reference(entry['metadata']))}" for entry in manifest if entry["id"] in cited]
+    parts = [quoted, *(f"*{note}*" for note in notes), body]
+    listed = [f"- [{entry['id']}] {shown(reference(entry['metadata']))}" for entry in manifest if entry["id"] in cited]
     if listed:
         parts.append("## References (from the records)\n\n" + "\n".join(listed))
     unused = len(manifest) - len(listed)
-    parts.append(f"{len(manifest)} sources retrieved from {plain(clean(domain))}, {unused} of them not cited.")
-    return "\n\n".join(parts) + "\n"
+    parts.append(f"{len(manifest)} sources retrieved from {shown(clean(domain))}, {unused} of them not cited.")
+    return "\n\n".join(parts)
 
 
 def plain(text: str) -> str:

@@ -51,7 +51,7 @@ def main() -> int:
     folder = folder_of(settings.variable("RUN"))
     note, manifest, output = (_load(folder / name) for name in ("run.json", "sources.json", "output.json"))
     others = _load(folder / "samples.json") if (folder / "samples.json").exists() else []
-    verifier, _ = checks.prepare(configuration)
+    limits, verifier, _ = checks.prepare(configuration)
     try:
         text, question, domain = clean(output["synthesis"]), note["question"], note["domain"]
         result = checks.run(
@@ -60,6 +60,7 @@ def main() -> int:
             manifest,
             configuration,
             embedding.load(configuration.embedding_model),
+            limits,
             verifier=verifier,
             samples=[clean(other["synthesis"]) for other in others],
             samples_asked=int(note["config"].get("samples", 1)) - 1,

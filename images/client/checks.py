@@ -115,6 +115,7 @@ def run(
     manifest: Sequence[Mapping[str, Any]],
     configuration: Settings,
     embedder: Embedder,
+    limits: Limits,
     *,
     verifier: entailment.Verifier | None = None,
     ask_judge: Judge | None = None,
@@ -131,8 +132,8 @@ def run(
     if not text.strip() and not configuration.citation_check_enabled:  # which says no_claims
         result.flags.append(Flag("citation", "empty", "the synthesis is empty"))
     _note(result, 0, configuration.citation_check_enabled, "citation_check_enabled is false")
-    stances = _hallucination(result, manifest, configuration, embedder, verifier, ask_judge)
-    weights = evidence.load()
+    stances = _hallucination(result, manifest, configuration, embedder, limits, verifier, ask_judge)
+    weights = limits.evidence
     overall = evidence.assess(claims, manifest, stances, weights, _similarity(question, claims, embedder))
     # A retracted source is told whether or not anybody wants to know how sure a claim is.
     result.flags += overall.flags
@@ -152,17 +153,31 @@ def run(
     return result
 
 
-def prepare(configuration: Settings) -> tuple[entailment.Verifier | None, judge.Prompt | None]:
+@dataclass(frozen=True)
+class Limits:
+    """Every threshold and weight, by the check that uses it."""
+
+    grounding: dict[str, Any]
+    entailment: dict[str, Any]
+    judge: dict[str, Any]
+    evidence: evidence.Weights
+
+    @classmethod
+    def read(cls) -> Limits:
+        """From config/checks.yaml and config/evidence.yaml. Raises Problem."""
+        return cls(grounding.thresholds(), entailment.thresholds(), judge.thresholds(), evidence.load())
+
+
+def prepare(configuration: Settings) -> tuple[Limits, entailment.Verifier | None, judge.Prompt | None]:
     """Read every threshold, load the verifier of VERIFIER, and read the judge's prompt where one is to be asked: before a
     job is sent, so that none is paid for and then cannot be checked. Raises Problem."""
-    grounding.thresholds()
-    evidence.load()
-    limits = entailment.thresholds()
-    asked = judge.wanted(judge.thresholds())
+    limits = Limits.read()
+    asked = judge.wanted(limits.judge)
     if not configuration.hallucination_check_enabled:
-        return None, None
+        return limits, None, None
     name = os.environ.get("VERIFIER", "")
-    return entailment.load(name, limits) if name else None, judge.Prompt.read() if asked else None
+    verifier = entailment.load(name, limits.entailment) if name else None
+    return limits, verifier, judge.Prompt.read() if asked else None
 
 
 def _hallucination(
@@ -170,6 +185,7 @@ def _hallucination(
     manifest: Sequence[Mapping[str, Any]],
     configuration: Settings,
     embedder: Embedder,
+    limits: Limits,
     verifier: entailment.Verifier | None,
     ask_judge: Judge | None,
 ) -> evidence.Stances:
@@ -183,21 +199,21 @@ def _hallucination(
         for claim in claims:
             claim.status = "not_a_claim" if claim.kind == "meta" else "off"
         return {}
-    result.thresholds["grounding"] = grounding.thresholds()
-    result.flags += grounding.check(claims, manifest, embedder, result.thresholds["grounding"])
+    result.thresholds["grounding"] = limits.grounding
+    result.flags += grounding.check(claims, manifest, embedder, limits.grounding)
     facts = alce.without_meta(claims)
     stances = _level_1(claims)
     if verifier:
-        limits = result.thresholds["entailment"] = entailment.thresholds()
-        result.flags += entailment.check(claims, manifest, verifier, limits).flags
+        result.thresholds["entailment"] = limits.entailment
+        result.flags += entailment.check(claims, manifest, verifier, limits.entailment).flags
         result.levels[2]["model"] = verifier.name
         result.contradictions = entailment.contradictions(claims)
         # As in its paper: every sentence counts.
-        result.metrics |= alce.measure(claims, entailment.entails(manifest, verifier, limits)).named()
+        result.metrics |= alce.measure(claims, entailment.entails(manifest, verifier, limits.entailment)).named()
         stances = {**stances, **entailment.stances(claims)}
     result.metrics |= alce.measure(facts, alce.grounds).named("lexical_")
     if ask_judge:
-        result.thresholds["judge"] = judge.thresholds()
+        result.thresholds["judge"] = limits.judge
         judged = ask_judge(claims, manifest)
         result.flags += judged.flags
         result.levels[3] |= {"model": judged.model, "judged": judged.judged, "unchecked": judged.unchecked}

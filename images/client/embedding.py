@@ -6,6 +6,7 @@ tokenizers, which Chroma brings anyway, do the same arithmetic on the same weigh
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,10 +38,14 @@ class Embedder(Protocol):
 
 
 def load(model: str) -> Embedder:
-    """The embedder of a model id or folder. Raises Problem where it cannot be loaded."""
-    if is_shipped(model):
-        return MiniLM(Path(os.environ.get("EMBEDDING_MODEL_DIR") or "/opt/model"))
-    return SentenceTransformersModel(model)
+    """The embedder of a model id or folder; retrieval and the checks of one question share it. Raises Problem where it
+    cannot be loaded."""
+    return _load(model, Path(os.environ.get("EMBEDDING_MODEL_DIR") or "/opt/model"))
+
+
+@functools.lru_cache(maxsize=1)
+def _load(model: str, shipped: Path) -> Embedder:
+    return MiniLM(shipped) if is_shipped(model) else SentenceTransformersModel(model)
 
 
 def is_shipped(model: str) -> bool:

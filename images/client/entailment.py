@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 import strict
 from common.problems import Problem
-from common.text import clean, sentences, stems
+from common.text import clean, listed, sentences, stems
 from embedding import split_to_fit
 from ledger import Claim, Flag
 from progress import on_terminal
@@ -200,7 +200,7 @@ def _flags(claim: Claim, cited: list[str]) -> Iterator[Flag]:
     others = [source for source in _that(claim, list(found), "contradicts") if source not in cited]
     elsewhere = [source for source in _that(claim, list(found), "supports") if source not in cited]
     for source in against:
-        beside = f", and {_listed(supporting)} support{'s' if len(supporting) == 1 else ''} it" if supporting else ""
+        beside = f", and {listed(supporting)} support{'s' if len(supporting) == 1 else ''} it" if supporting else ""
         yield _flag(
             "contradicted", f"{source} is cited and contradicts this{_sure(found[source])}{beside}", claim, source
         )
@@ -209,12 +209,10 @@ def _flags(claim: Claim, cited: list[str]) -> Iterator[Flag]:
         claim.status = "contradicted"
     elif cited and not supporting and not claim.checks.get("entailment_together", {}).get("supports"):
         hint = (
-            f"; {_listed(elsewhere[:3])}, not cited, support{'s' if len(elsewhere) == 1 else ''} it"
-            if elsewhere
-            else ""
+            f"; {listed(elsewhere[:3])}, not cited, support{'s' if len(elsewhere) == 1 else ''} it" if elsewhere else ""
         )
         does = "does not" if len(cited) == 1 else "do not"
-        yield _flag("not_entailed", f"{_listed(cited)} {does} say this{hint}", claim, cited[0])
+        yield _flag("not_entailed", f"{listed(cited)} {does} say this{hint}", claim, cited[0])
     for source in others:
         yield _flag("disputed", f"{source} is not cited and contradicts this{_sure(found[source])}", claim, source)
 
@@ -225,10 +223,6 @@ def _flag(kind: str, detail: str, claim: Claim, source: str) -> Flag:
 
 def _sure(verdict: Mapping[str, Any]) -> str:
     return f" (p = {verdict['contradiction']:.2f})"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

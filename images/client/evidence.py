@@ -19,11 +19,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import beta
 import strict
 from common.problems import Problem
+from common.text import listed
 from embedding import Embedder
 from independence import SAME_WORK, Choice, Work, heaviest, is_preprint, natural, relation, work
 from ledger import Claim, Flag
@@ -145,9 +144,8 @@ class _Source:
 
 def load() -> Weights:
     """config/evidence.yaml, each key checked. Raises Problem that names file and key."""
-    strict.block(FILE, "quality", _BLOCKS["quality"])  # with a message for a file that is missing or is not YAML
     path = Path(os.environ.get("CONFIG_DIR") or "config") / FILE
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = strict.read(path)
     if unknown := [str(name) for name in data if name not in _BLOCKS]:
         raise Problem(f"{path}: unknown block {', '.join(unknown)}; the blocks are {', '.join(_BLOCKS)}")
     weights = {name: strict.check(f"{path}: {name}", data.get(name), specs) for name, specs in _BLOCKS.items()}
@@ -468,7 +466,7 @@ def _reason(label: str, found: _Found, missing: list[str], sources: Mapping[str,
     parts = []
     if lending:
         count = len(support.ids)
-        who = _list(lending)
+        who = listed(lending)
         if len(lending) == 1:
             who += f" ({sources[lending[0]].design.replace('_', ' ')})"
         elif count == 1:
@@ -481,7 +479,7 @@ def _reason(label: str, found: _Found, missing: list[str], sources: Mapping[str,
     if found.contradicts:
         share = against.weight / ((support.weight + against.weight) or 1)
         parts.append(
-            f"{_list(found.contradicts)} contradict{'s' * (len(found.contradicts) == 1)} it"
+            f"{listed(found.contradicts)} contradict{'s' * (len(found.contradicts) == 1)} it"
             f" (weight {against.weight:.1f}, {100 * share:.0f} % of all)"
         )
     else:
@@ -497,25 +495,21 @@ def _reason(label: str, found: _Found, missing: list[str], sources: Mapping[str,
     if found.against_replicated:
         parts.append(f"the contrary {_findings(found.against_replicated)} {_were(found.against_replicated)} replicated")
     if found.excluded:
-        parts.append(f"{_list(found.excluded)} {'is' if len(found.excluded) == 1 else 'are'} retracted and left out")
+        parts.append(f"{listed(found.excluded)} {'is' if len(found.excluded) == 1 else 'are'} retracted and left out")
     if label == "insufficient":
         head = f"Too little to say (weight {weights['labels']['enough']:g} is needed)"
     elif label == "contested":
         head = "The evidence disagrees" if support.weight else "The evidence speaks against it"
     elif label == "limited":
         head = "Some support"
-        parts.append(f"to be well supported it would need {_list(missing)}")
+        parts.append(f"to be well supported it would need {listed(missing)}")
     else:
         head = "Well supported"
     return f"{head}: {'; '.join(parts)}."
 
 
-def _list(ids: Sequence[str]) -> str:
-    return ids[0] if len(ids) == 1 else f"{', '.join(ids[:-1])} and {ids[-1]}"
-
-
 def _findings(ids: Sequence[str]) -> str:
-    return f"finding{'s' * (len(ids) > 1)} of {_list(ids)}"
+    return f"finding{'s' * (len(ids) > 1)} of {listed(ids)}"
 
 
 def _were(ids: Sequence[str]) -> str:
@@ -624,7 +618,7 @@ def _flags(
         ids = sorted(standing, key=natural)
         detail = f"speaks of several studies, but only {ids[0]} supports it"
         if len(ids) > 1:
-            detail = f"speaks of several studies, but {_list(ids)} are not independent of each other"
+            detail = f"speaks of several studies, but {listed(ids)} are not independent of each other"
         flags.append(Flag("evidence", "one_source_as_several", detail, claim.id, one[0]))
     return flags
 
@@ -665,7 +659,7 @@ def _not_assessed(claims: Sequence[Claim], sources: Mapping[str, _Source], stanc
             f"whether the findings of {count} of {len(sources)} sources were replicated: unknown, which changes nothing"
         )
     if ids := [c.id for c in claims if c.confidence and c.confidence["label"] == "unchecked"]:
-        found.append(f"what the sources say of {_list(ids)}")
+        found.append(f"what the sources say of {listed(ids)}")
     return found
 
 

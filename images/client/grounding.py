@@ -26,7 +26,7 @@ from typing import Any
 import background
 import figures
 import strict
-from common.text import STOP_WORDS, clean, sentences, stems
+from common.text import STOP_WORDS, clean, listed, sentences, stems
 from embedding import Embedder
 from ledger import Claim, Flag
 
@@ -294,7 +294,7 @@ class _Grounding:
 
     def flags(self) -> Iterator[Flag]:
         """What a reader must know about the claim, worst first."""
-        claim, names = self.claim, _listed([source.id for source in self.cited])
+        claim, names = self.claim, listed([source.id for source in self.cited])
         found: dict[str, Any] = claim.checks["grounding"]
         level = self._level(self.score)
         off = [i for i, entry in found.items() if entry["status"] == "off_source"]
@@ -312,7 +312,7 @@ class _Grounding:
             )
             yield self._flag(
                 "number_mismatch",
-                f"{_listed(self.missing_numbers)} {'is' if len(self.missing_numbers) == 1 else 'are'} not in {names}{elsewhere}",
+                f"{listed(self.missing_numbers)} {'is' if len(self.missing_numbers) == 1 else 'are'} not in {names}{elsewhere}",
             )
         if level == "weak":
             yield self._flag(level, f"{names} {_is(self.cited)} only loosely related to this (score {self.score:.2f})")
@@ -337,7 +337,7 @@ class _Grounding:
     def _elsewhere(self, sources: Sequence[_Source]) -> str:
         """Words for the sources outside the cited that have what these lack."""
         other = [source.id for source in sources if source not in self.cited]
-        return f"; {_listed(other[:3])} {'has' if len(other) == 1 else 'have'} it" if other else ""
+        return f"; {listed(other[:3])} {'has' if len(other) == 1 else 'have'} it" if other else ""
 
     def _flag(self, kind: str, detail: str, source: str | None = None) -> Flag:
         return Flag("grounding", kind, clean(detail), self.claim.id, source)
@@ -345,10 +345,6 @@ class _Grounding:
 
 def _shown(quote: tuple[str, ...]) -> str:
     return " … ".join(quote)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _is(sources: Sequence[_Source]) -> str:

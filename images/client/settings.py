@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+import strict
 from common.problems import Problem
 from common.text import clean, slug
 from common.urls import base_url
@@ -25,7 +24,7 @@ QUESTION = "{question}"  # the place of the question in a rewording
 MAX_WORDINGS = 8
 
 # key: (type, lowest, highest) of config/inference.yaml.
-_NUMBERS: dict[str, tuple[type, float, float]] = {
+_NUMBERS: dict[str, strict.Spec] = {
     "temperature": (float, 0, 2),
     "top_p": (float, 0.01, 1),
     "repetition_penalty": (float, 0.5, 2),
@@ -112,37 +111,15 @@ class Endpoint:
 def load(path: Path | None = None) -> Settings:
     """Read and check the configuration. Raises Problem with the file and the key."""
     path = path or Path(os.environ.get("CONFIG_DIR") or "config") / "inference.yaml"
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Problem(f"{path} does not exist; restore it: git checkout {path}") from None
-    except OSError as error:
-        raise Problem(f"{path} cannot be read: {error.strerror}; restore it: git checkout {path}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that no calendar has
-        raise Problem(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise Problem(f"{path} must hold keys and values; restore it: git checkout {path}")
-    known = list(Settings.__dataclass_fields__)
-    for kind, keys in (
-        ("unknown", [k for k in data if k not in known]),
-        ("missing", [k for k in known if k not in data]),
-    ):
-        if keys:
-            raise Problem(f"{path}: {kind} key {', '.join(map(str, keys))}; the keys are {', '.join(known)}")
-    for key, (number, low, high) in _NUMBERS.items():
-        value = data[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float) if number is float else int):
-            raise Problem(f"{path}: {key} must be a {'whole ' if number is int else ''}number, not {value!r}")
-        if not low <= value <= high:  # false for NaN too
-            raise Problem(f"{path}: {key} must be between {low} and {high}, not {value}")
+    data = strict.read(path)
+    strict.check_keys(str(path), data, Settings.__dataclass_fields__)
+    for key, spec in {**_NUMBERS, **dict.fromkeys(_SWITCHES, bool)}.items():
+        strict.check_value(f"{path}: {key}", data[key], spec)
     seed = data["seed"]
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
         raise Problem(f"{path}: seed must be null or a whole number from 0 to 2^63 - 1, not {seed!r}")
     if not isinstance(data["embedding_model"], str) or not data["embedding_model"].strip():
         raise Problem(f"{path}: embedding_model must be a model id, for example {SHIPPED_MODEL}")
-    for key in _SWITCHES:
-        if not isinstance(data[key], bool):
-            raise Problem(f"{path}: {key} must be true or false, not {data[key]!r:.100}")
     for key, example in (("rerank", RERANKER), ("source_tokenizer", "config/tokenizer.json")):
         if data[key] is not None and (not isinstance(data[key], str) or not data[key].strip()):
             raise Problem(f"{path}: {key} must be null or a text, for example {example}, not {data[key]!r:.100}")

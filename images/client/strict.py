@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ Spec = Any
 def block(file: str, name: str, specs: Mapping[str, Spec]) -> dict[str, Any]:
     """The block `name` of config/`file`, each key checked against its spec. Raises Problem."""
     path = Path(os.environ.get("CONFIG_DIR") or "config") / file
-    return check(f"{path}: {name}", _read(path).get(name), specs)
+    return check(f"{path}: {name}", read(path).get(name), specs)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """The keys and values of a file. Raises Problem."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -36,7 +37,7 @@ def _read(path: Path) -> dict[str, Any]:
     ) as error:  # ValueError: not UTF-8, or a date that no calendar has
         raise Problem(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(data, dict):
-        raise Problem(f"{path} must hold blocks of keys; restore it: git checkout {path}")
+        raise Problem(f"{path} must hold keys and values; restore it: git checkout {path}")
     return data
 
 
@@ -44,21 +45,28 @@ def check(where: str, data: Any, specs: Mapping[str, Spec]) -> dict[str, Any]:
     """`data` as a block whose keys are just those of `specs`. `where` begins each message. Raises Problem."""
     if not isinstance(data, dict):
         raise Problem(f"{where} must hold the keys {', '.join(specs)}")
-    for word, keys in (
-        ("unknown", [str(key) for key in data if key not in specs]),
-        ("missing", [key for key in specs if key not in data]),
-    ):
-        if keys:
-            raise Problem(f"{where}: {word} key {', '.join(keys)}; the keys are {', '.join(specs)}")
+    check_keys(where, data, specs)
     for key, spec in specs.items():
-        _fits(f"{where}: {key}", data[key], spec)
+        check_value(f"{where}: {key}", data[key], spec)
     return dict(data)
 
 
-def _fits(where: str, value: Any, spec: Spec) -> None:
+def check_keys(where: str, data: Mapping[Any, Any], known: Iterable[str]) -> None:
+    """Are the keys of `data` just the `known` ones? Raises Problem."""
+    known = list(known)
+    for word, keys in (
+        ("unknown", [str(key) for key in data if key not in known]),
+        ("missing", [key for key in known if key not in data]),
+    ):
+        if keys:
+            raise Problem(f"{where}: {word} key {', '.join(keys)}; the keys are {', '.join(known)}")
+
+
+def check_value(where: str, value: Any, spec: Spec) -> None:
+    """Is a value what its spec allows? Raises Problem."""
     if isinstance(spec, list):
         if value is not None:
-            _fits(where, value, spec[0])
+            check_value(where, value, spec[0])
     elif spec is bool:
         if not isinstance(value, bool):
             raise Problem(f"{where} must be true or false, not {value!r:.100}")

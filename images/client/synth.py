@@ -119,7 +119,7 @@ def answer(interrupts: Interrupts) -> int:
     started = time.monotonic()
     import checks
 
-    verifier, prompt = checks.prepare(configuration)
+    limits, verifier, prompt = checks.prepare(configuration)
     manifest, corpus = retrieve.retrieve(question, domain, configuration)
     retrieved_in = time.monotonic() - started
     print(f"{len(manifest)} sources from {domain} in {retrieved_in:.2f} s", file=sys.stderr)
@@ -235,9 +235,8 @@ def answer(interrupts: Interrupts) -> int:
 
         def ask_judge(claims: Sequence[Claim], sources: Sequence[Mapping[str, Any]]) -> judge.Judged:
             assert prompt
-            limits = judge.thresholds()
             found = judge.check(
-                claims, sources, client, prompt, limits, held=interrupts.held, unheard=interrupts.unheard
+                claims, sources, client, prompt, limits.judge, held=interrupts.held, unheard=interrupts.unheard
             )
             judged.append(found)
             return found
@@ -249,6 +248,7 @@ def answer(interrupts: Interrupts) -> int:
             manifest,
             configuration,
             embedding.load(configuration.embedding_model),
+            limits,
             verifier=verifier,
             ask_judge=ask_judge if prompt else None,
             samples=[clean(other["synthesis"]) for other in others.answers],

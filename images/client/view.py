@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import bundle
 import evidence
 from checks import UNREVIEWED, Result
 from common.files import to_json
 from common.text import clean
 from margin import margin
-from records import reference
 
 WIDE = 1_000_000  # where nobody reads it on a terminal, lines are not wrapped
 SHOWN_FLAGS = 40
@@ -49,15 +49,9 @@ def page(
     width = min(shutil.get_terminal_size().columns, 120) if terminal else WIDE
     colour = terminal and not os.environ.get("NO_COLOR")
     shown = [flag for flag in result.flags if flag in result.real or flag in result.unchecked]
-    asked = "\n".join(f"> {line}".rstrip() for line in clean(question).split("\n"))
-    parts = [asked, *(f"*{note}*" for note in notes), margin(text, result.claims, shown, width, colour).rstrip()]
+    body = margin(text, result.claims, shown, width, colour).rstrip()
     cited = {source for claim in result.claims for source in claim.cited}
-    listed = [f"- [{entry['id']}] {reference(entry['metadata'])}" for entry in manifest if entry["id"] in cited]
-    if listed:
-        parts.append("## References (from the records)\n\n" + "\n".join(listed))
-    parts.append(f"{len(manifest)} sources retrieved from {domain}, {len(manifest) - len(listed)} of them not cited.")
-    # The text's own lines are clean, and may hold the margin's colours.
-    return "\n\n".join([*parts[:-1], clean(parts[-1])])
+    return bundle.page(question, domain, body, manifest, cited, notes)
 
 
 def table(result: Result, seconds: float | None = None, execution_seconds: float | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Everything that ends a line: besides CR the vertical tab, the form feed (page breaks of PDFs) and Unicode's own.
 _LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
@@ -97,6 +98,11 @@ def _stem(word: str) -> str:
     if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
         word = word[:-1]
     return word[:6]
+
+
+def listed(names: Sequence[str]) -> str:
+    """One name or more as words: "S1", "S1 and S2", "S1, S2 and S3"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def slug(text: str, limit: int = 40) -> str:

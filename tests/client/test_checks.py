@@ -342,7 +342,7 @@ def planted(embedder: Embedder, text: str, verifier: Any = None) -> checks.Resul
         for number, record in enumerate(PLANTED, 1)
     ]  # fmt: skip
     configuration = settings.load(Path(__file__).parents[2] / "config" / "inference.yaml")
-    return checks.run(text, "Does it work?", manifest, configuration, embedder, verifier=verifier)
+    return checks.run(text, "Does it work?", manifest, configuration, embedder, checks.Limits.read(), verifier=verifier)
 
 
 def labels(result: checks.Result) -> list[str]:
@@ -411,7 +411,7 @@ def test_forty_claims_and_twenty_sources_are_checked_in_time(embedder: Embedder)
     text = "\n".join(f"Group {n % 20 + 1} was seen twice in study {n} [S{n % 20 + 1}]." for n in range(40))
     configuration = settings.load(Path(__file__).parents[2] / "config" / "inference.yaml")
     started = time.process_time()
-    result = checks.run(text, "Was it seen?", manifest, configuration, embedder)
+    result = checks.run(text, "Was it seen?", manifest, configuration, embedder, checks.Limits.read())
     assert len(result.claims) == 40
     assert time.process_time() - started < 15
 
