@@ -9,38 +9,13 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 STRICT ?=
 
 # Free text reaches programs through the environment, byte for byte: $(value …) keeps make from expanding a dollar in it.
-ifdef Q
-override Q := $(value Q)
-export Q
+define byte_for_byte
+ifdef $(1)
+override $(1) := $$(value $(1))
+export $(1)
 endif
-ifdef DOMAIN
-override DOMAIN := $(value DOMAIN)
-export DOMAIN
-endif
-ifdef FROM
-override FROM := $(value FROM)
-export FROM
-endif
-ifdef MODEL
-override MODEL := $(value MODEL)
-export MODEL
-endif
-ifdef ABLATED
-override ABLATED := $(value ABLATED)
-export ABLATED
-endif
-ifdef RUN
-override RUN := $(value RUN)
-export RUN
-endif
-ifdef DATA
-override DATA := $(value DATA)
-export DATA
-endif
-ifdef REPO
-override REPO := $(value REPO)
-export REPO
-endif
+endef
+$(foreach name,Q DOMAIN FROM MODEL ABLATED REPO RUN DATA,$(eval $(call byte_for_byte,$(name))))
 
 # Missing variables are found before anything is built. $(call need,VERB,VARIABLE,EXAMPLE)
 need = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(strip $(value $(2))),,$(error $(1) needs $(2). Try: $(3))))

@@ -375,12 +375,10 @@ def ask_jobs(endpoint_id: str) -> list[Line]:
     """Does the endpoint answer where jobs are sent?"""
     import requests
 
+    import runpod_api
+
     url = base_url("RUNPOD_JOBS_URL", DEFAULT_URLS["RUNPOD_JOBS_URL"])
-    with requests.Session() as session:
-        session.trust_env = False  # a .netrc must not replace the key, nor a proxy read it
-        if url.startswith("https:"):
-            session.proxies.update(requests.utils.get_environ_proxies(url))
-        session.headers["Authorization"] = f"Bearer {os.environ['RUNPOD_API_KEY']}"
+    with runpod_api.session(os.environ["RUNPOD_API_KEY"], url) as session:
         try:
             answer = session.get(
                 f"{url}/{endpoint_id}/health", timeout=(CONNECT_TIMEOUT, READ_TIMEOUT), allow_redirects=False

@@ -54,6 +54,11 @@ bake() { # TARGET… [options]: docker buildx bake under the local names, its pr
   env -u REGISTRY -u VERSION docker buildx bake "$@" >&2 || die "the build of $1 failed; the lines above say why" 1
 }
 
+container_user() { # for docker run --user: files in mounted folders belong to the person who runs this, and may be
+  # readable for that person alone, whoever the image's own user is. A rootless engine maps its root to that person.
+  if [[ $(docker info -f '{{.SecurityOptions}}') == *rootless* ]]; then echo 0:0; else echo "$(id -u):$(id -g)"; fi
+}
+
 # --- venv ---
 
 python() { # a Python that is new enough

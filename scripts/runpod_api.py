@@ -97,13 +97,7 @@ class Api:
         self.clock = clock
         self.sleep = sleep
         self.warn = warn
-        self.session = requests.Session()
-        self.session.headers["Authorization"] = f"Bearer {key}"
-        self.session.headers["User-Agent"] = "open-synthesis"
-        # A .netrc or a proxy's credentials must not replace the key.
-        self.session.auth = _KeepHeaders()
-        # Plain HTTP stays on this machine: a proxy from the environment would only read the key.
-        self.session.trust_env = url.startswith("https:")
+        self.session = session(key, url)
 
     def get(
         self, path: str, params: Mapping[str, str] | None = None, *, budget: float = RETRY_BUDGET
@@ -267,6 +261,18 @@ class Api:
             # What a proxy in between sends, mostly: the request may have been served.
             raise _Failed(f"{where}: the answer is not a JSON object")
         return answer
+
+
+def session(key: str, url: str) -> requests.Session:
+    """A session that sends the key to the API at `url`, and lets nothing replace or read it."""
+    made = requests.Session()
+    made.headers["Authorization"] = f"Bearer {key}"
+    made.headers["User-Agent"] = "open-synthesis"
+    # A .netrc or a proxy's credentials must not replace the key.
+    made.auth = _KeepHeaders()
+    # Plain HTTP stays on this machine: a proxy from the environment would only read the key.
+    made.trust_env = url.startswith("https:")
+    return made
 
 
 def from_environment(warn: Callable[[str], None] = lambda message: None) -> Api:

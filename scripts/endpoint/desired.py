@@ -15,6 +15,7 @@ from typing import Any
 import yaml_file
 from common.problems import Problem
 from common.secrets import LOOKS_SECRET, NAMES_SECRET
+from endpoint.plan import SUFFIX
 
 DIGEST = re.compile(r"[a-z0-9][a-z0-9._/:-]*@sha256:[0-9a-f]{64}")
 NO_COMMIT = "0" * 40
@@ -171,7 +172,7 @@ def _check_values(file: yaml_file.YamlFile) -> None:
             )
 
     walk(file.data, ())
-    if file.data["name"].endswith(" -fb"):
+    if file.data["name"].endswith(SUFFIX):
         raise Problem(f"{file.at(('name',))}: name must not end in ' -fb', which RunPod itself appends")
 
 

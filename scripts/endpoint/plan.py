@@ -29,6 +29,7 @@ IDLE_NOTE = (
     " crashing; make deploy lowers them to 0 after a first release that failed. Nobody raises them again. With 0, every job"
     " waits for ever"
 )
+SUFFIX = " -fb"
 HIDDEN = "(a value that is not shown)"
 _ABSENT = object()
 
@@ -81,8 +82,7 @@ def normalise(endpoint: Mapping[str, Any]) -> dict[str, Any]:
     scaler = ("type", _SCALERS[scaling["type"]]) if scaling.get("type") in _SCALERS else sorted(scaling)
     env = endpoint.get("env") or {}
     found = {
-        # RunPod has appended this suffix to the names of endpoints with FlashBoot.
-        "name": str(endpoint.get("name") or "").removesuffix(" -fb"),
+        "name": name_of(endpoint),
         "type": endpoint.get("type") or "QUEUE",
         "image": endpoint.get("image") or "",
         "args": endpoint.get("args") or "",
@@ -108,6 +108,11 @@ def normalise(endpoint: Mapping[str, Any]) -> dict[str, Any]:
     for key in _SETS:
         found[key] = sorted(endpoint.get(key) or [])
     return found
+
+
+def name_of(endpoint: Mapping[str, Any]) -> str:
+    """An endpoint's name without the suffix that RunPod has appended to those with FlashBoot."""
+    return str(endpoint.get("name") or "").removesuffix(SUFFIX)
 
 
 def _injected(variable: str) -> bool:

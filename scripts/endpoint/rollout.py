@@ -55,7 +55,7 @@ class Platform:
     def named(self, name: str) -> list[dict[str, Any]]:
         """All endpoints of this name. Raises ApiError."""
         found = map(_endpoint, self.api.list("serverless", "endpoints"))
-        return [endpoint for endpoint in found if str(endpoint.get("name") or "").removesuffix(" -fb") == name]
+        return [endpoint for endpoint in found if plans.name_of(endpoint) == name]
 
     def find(self, state: State) -> dict[str, Any] | None:
         """The endpoint of the state's id, else the one of its name, None if there is none.

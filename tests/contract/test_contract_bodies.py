@@ -1,26 +1,19 @@
 """What `make deploy` sends, against RunPod's own description of its API: 300 desired states, each as a create and as the
-change from another one. Skipped where the description is not at hand, as in test_contract_management.py."""
+change from another one. Skipped where the description is not at hand: tests/ops/runpod_openapi.py says where it is looked for."""
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from hypothesis import given, settings
+from runpod_openapi import DESCRIPTION
 from test_ops_plan import BODY, Console, bodies, resolved
 
 from endpoint import plan as plans
 
-OPENAPI = Path(
-    os.environ.get("RUNPOD_OPENAPI") or Path(__file__).parents[3] / "shared" / "contracts" / "runpod-openapi-v2.json"
-)
-if not OPENAPI.exists():
-    pytest.skip(f"RunPod's OpenAPI file is not at {OPENAPI}; set RUNPOD_OPENAPI", allow_module_level=True)
-SCHEMAS: dict[str, Any] = json.loads(OPENAPI.read_text(encoding="utf-8"))["components"]["schemas"]
+SCHEMAS: dict[str, Any] = DESCRIPTION["components"]["schemas"]
 
 
 def validator(name: str) -> jsonschema.Draft202012Validator:

@@ -1,36 +1,26 @@
 """The local RunPod against RunPod's own description of its API: every answer is one that the description allows.
 
-The description (api-reference-v2/openapi.json of github.com/runpod/docs) is the vendor's and not shipped. It is looked for
-where RUNPOD_OPENAPI points, and in ../shared/contracts beside the tree; without it these tests are skipped.
+Skipped where the description is not at hand: tests/ops/runpod_openapi.py says where it is looked for.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import schemathesis
 from local_server import Runpod, local_server
+from runpod_openapi import DESCRIPTION
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.config import HealthCheck
 
 from local_runpod import catalog
 
-OPENAPI = Path(
-    os.environ.get("RUNPOD_OPENAPI") or Path(__file__).parents[3] / "shared" / "contracts" / "runpod-openapi-v2.json"
-)
-if not OPENAPI.exists():
-    pytest.skip(f"RunPod's OpenAPI file is not at {OPENAPI}; set RUNPOD_OPENAPI", allow_module_level=True)
-
 load_all_checks()
-DESCRIPTION: dict[str, Any] = json.loads(OPENAPI.read_text(encoding="utf-8"))
 NOT_EMULATED = {
     r"^/v2/clusters": "this project rents no clusters",
     r"^/v2/billing/clusters$": "and so is billed for none",
